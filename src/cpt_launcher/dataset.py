@@ -1,0 +1,130 @@
+"""Dataset registries: LLaMA-Factory's `dataset_info.json`, plus `source`, where an entry's bytes come from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cpt_launcher import assets, yamlfile
+from cpt_launcher.errors import ConfigError, DataError, Problem
+
+REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset: its registry fields without `source`, the registry it stands in, and where its bytes are.
+
+    `source` is an URL or an absolute path; None where LLaMA-Factory fetches the data itself.
+    """
+
+    name: str
+    fields: Mapping[str, object]
+    registry: Path
+    source: str | None
+
+    @property
+    def staged_name(self) -> str:
+        """The file's or folder's name on the storage."""
+        return PurePosixPath(str(self.fields.get("file_name") or self.source)).name
+
+    def staged(self, storage: Path) -> dict[str, object]:
+        """The entry as the storage's registry holds it: `file_name` is the staged path."""
+        if self.source is None:
+            return dict(self.fields)
+        return {**self.fields, "file_name": str(storage / self.staged_name)}
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One file to be on the storage: an URL or a path, and where it goes."""
+
+    source: str
+    target: Path
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.source
+
+
+def read_registry(path: Path) -> dict[str, Entry]:
+    """All entries of one registry file.
+
+    Raises:
+        ConfigError: not JSON, or an entry that is not a mapping with a place to read from.
+    """
+    document = yamlfile.read(path)
+    if not isinstance(document.value, dict):
+        raise ConfigError(Problem("a dataset registry maps names to entries", str(path)))
+    entries, problems = {}, []
+    for name, fields in document.value.items():
+        if not isinstance(fields, dict):
+            problems.append(Problem(f"entry '{name}' is not a mapping", document.where(name)))
+            continue
+        source = _source(fields, path.parent)
+        if source is None and not any(key in fields for key in REMOTE_KEYS):
+            hint = 'give it "file_name" (a file beside the registry) or "source" (a path or an URL)'
+            problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint))
+        plain = {key: value for key, value in fields.items() if key != "source"}
+        entries[name] = Entry(name, plain, path, source)
+    if problems:
+        raise ConfigError(*problems)
+    return entries
+
+
+def _source(fields: Mapping[str, object], folder: Path) -> str | None:
+    """`source`, else `file_name`, relative to the registry's folder as LLaMA-Factory reads it."""
+    text = fields.get("source") or fields.get("file_name")
+    if not isinstance(text, str) or "://" in text:
+        return str(text) if text else None
+    return str((folder / Path(text).expanduser()).absolute())
+
+
+def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[Entry, ...]:
+    """The entries called `names`: the first folder that has one wins, the storage's own registry comes last.
+
+    Raises:
+        ConfigError: a name that no registry has, with the near ones.
+    """
+    known: dict[str, Entry] = {}
+    for folder in (*folders, storage):
+        registry = folder / assets.REGISTRY
+        if registry.is_file():
+            known = {**read_registry(registry), **known}
+    missing = [name for name in names if name not in known]
+    if missing:
+        looked = ", ".join(str(folder / assets.REGISTRY) for folder in (*folders, storage))
+        raise ConfigError(*(Problem(_unknown(name, tuple(known)), f"looked in {looked}", _ADD) for name in missing))
+    return tuple(known[name] for name in names)
+
+
+_ADD = 'add an entry to dataset-configs/dataset_info.json: {"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}'
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"no dataset '{name}' is registered" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
+    """The files of an entry and their places on the storage.
+
+    Raises:
+        DataError: the file or folder is not there, or the folder is empty.
+    """
+    if entry.source is None:
+        return ()
+    target = storage / entry.staged_name
+    if "://" in entry.source:
+        return (Copy(entry.source, target),)
+    source = Path(entry.source)
+    if source.is_file():
+        return (Copy(str(source), target),)
+    shards = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
+    if not shards:
+        what = f"the data of '{entry.name}' is not there: {source}"
+        hint = "put the file there, or set the entry's file_name or source"
+        raise DataError(Problem(what, str(entry.registry), hint))
+    return tuple(Copy(str(shard), target / shard.relative_to(source)) for shard in shards)

@@ -1,0 +1,59 @@
+"""What can go wrong, and the exit code each kind of failure ends in.
+
+    CptError
+    ├── TrainingError      1    the training process failed, or ended without training
+    ├── ConfigError        2    usage or configuration
+    ├── DataError          3    the corpus or its registry entry
+    ├── NotReadyError      4    environment, cluster or access
+    ├── StorageError       5    the shared storage
+    └── InterruptedRunError   130    SIGINT, SIGTERM or SIGHUP
+
+Every error carries one or more `Problem`: all that was found, not the first thing found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: what is wrong, where it stands, and what to do next."""
+
+    what: str
+    where: str = ""
+    hint: str = ""
+
+
+class CptError(Exception):
+    """The root of all errors that are the user's to mend; a bug is any other exception."""
+
+    exit_code = 1
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(problem.what for problem in problems))
+        self.problems = problems
+
+
+class TrainingError(CptError):
+    exit_code = 1
+
+
+class ConfigError(CptError):
+    exit_code = 2
+
+
+class DataError(CptError):
+    exit_code = 3
+
+
+class NotReadyError(CptError):
+    exit_code = 4
+
+
+class StorageError(CptError):
+    exit_code = 5
+
+
+class InterruptedRunError(CptError):
+    exit_code = 130

@@ -1,0 +1,42 @@
+"""Where everything lies on the shared storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one run; all absolute, nothing here touches the disk."""
+
+    storage: Path
+    run: str
+
+    @property
+    def registry(self) -> Path:
+        return self.storage / "dataset_info.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.storage / ".cpt" / "manifest.json"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.storage / self.run
+
+    @property
+    def train_yaml(self) -> Path:
+        return self.run_dir / "cpt" / "train.yaml"
+
+    @property
+    def run_json(self) -> Path:
+        return self.run_dir / "cpt" / "run.json"
+
+    @property
+    def train_log(self) -> Path:
+        return self.run_dir / "cpt" / "train.log"
+
+    @property
+    def output(self) -> Path:
+        return self.run_dir / "output"

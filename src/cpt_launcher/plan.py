@@ -1,0 +1,177 @@
+"""Everything a run will do, as a value: what `--dry-run` prints and `run` carries out. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cpt_launcher import assets, dataset
+from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
+from cpt_launcher.dataset import Copy
+from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.layout import Layout
+from cpt_launcher.render import render
+
+# An inherited one of these makes LLaMA-Factory or Ray take another road than the one planned here:
+# torchrun, other trainers, arguments unchecked (llamafactory/cli.py, hparams/parser.py), Ray Train V2.
+UNSET = ("FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS", "RAY_TRAIN_V2_ENABLED")
+
+Copies = tuple[Copy, ...]
+Entries = Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run: files to stage, registry entries to merge, the YAML, and the process to start."""
+
+    config: Path
+    layout: Layout
+    train_yaml: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    model: str
+    workers: int
+    device: str
+    output: Path | None
+    secrets: tuple[str, ...] = ()
+    copies: Copies = ()
+    entries: Entries = field(default_factory=dict)
+
+
+def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:
+    """The plan of a run; `run` replaces the config's name (a fresh start).
+
+    Raises:
+        ConfigError: an unknown dataset, DeepSpeed file or template.
+        DataError: the data of an entry is not there.
+    """
+    if isinstance(config, PlainConfig):
+        return _plain(config)
+    layout = Layout(config.storage, run or config.name)
+    entries = dataset.find(config.datasets, assets.search_path(assets.DATASETS, config.path), config.storage)
+    deepspeed = _deepspeed(config) if config.deepspeed else None
+    staged_deepspeed = config.storage / deepspeed.name if deepspeed else None
+    env_vars = {**config.env, **_mlflow_env(config, environ)}
+    data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
+    copies = (*data, Copy(str(deepspeed), staged_deepspeed)) if deepspeed and staged_deepspeed else tuple(data)
+    return Plan(
+        config=config.path,
+        layout=layout,
+        train_yaml=render(config, layout, staged_deepspeed, env_vars, anyscale=_is_anyscale(config, environ)),
+        argv=_argv(layout, config.resources.device),
+        env={**_base_env(config.resources.device), **env_vars},
+        model=config.model,
+        workers=config.resources.workers,
+        device=config.resources.device,
+        output=layout.output,
+        secrets=config.secrets,
+        copies=copies,
+        entries={entry.name: entry.staged(config.storage) for entry in entries},
+    )
+
+
+def plan_staging(config: RunConfig) -> tuple[Copies, Entries]:
+    """What `stage-data CONFIG` puts on the storage: copies, and entries for its registry."""
+    plan = plan_run(config, {})
+    return plan.copies, plan.entries
+
+
+def plan_staging_all(storage: Path) -> tuple[Copies, Entries]:
+    """What `stage-data --storage DIR` puts there: every dataset and DeepSpeed file of the working directory,
+    or the shipped ones where it has none.
+    """
+    registry = assets.search_path(assets.DATASETS)[0] / assets.REGISTRY
+    entries = dataset.read_registry(registry)
+    jsons = sorted(assets.search_path(assets.DEEPSPEED)[0].glob("*.json"))
+    data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]
+    copies = (*data, *(Copy(str(path.absolute()), storage / path.name) for path in jsons))
+    return copies, {name: entry.staged(storage) for name, entry in entries.items()}
+
+
+def _plain(config: PlainConfig) -> Plan:
+    layout = Layout(config.storage, config.name)
+    resources = config.values.get("resources_per_worker", {"GPU": 1})
+    device = "gpu" if not isinstance(resources, dict) or "GPU" in resources else "cpu"
+    workers, output = config.values.get("ray_num_workers", 1), config.values.get("output_dir")
+    return Plan(
+        config=config.path,
+        layout=layout,
+        train_yaml=config.text,
+        argv=_argv(layout, device),
+        env=_base_env(device),
+        model=str(config.values.get("model_name_or_path", "")),
+        workers=workers if isinstance(workers, int) else 1,
+        device=device,
+        output=Path(output) if isinstance(output, str) and output.startswith("/") else None,
+    )
+
+
+def _argv(layout: Layout, device: str) -> tuple[str, ...]:
+    if device == "gpu":
+        return ("llamafactory-cli", "train", str(layout.train_yaml))
+    return (sys.executable, "-m", "cpt_launcher.cpu_workers", "train", str(layout.train_yaml))
+
+
+def _base_env(device: str) -> dict[str, str]:
+    env = {"USE_RAY": "1", "PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return env if device == "gpu" else {**env, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+
+
+def _mlflow_env(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str]:
+    """MLflow's settings. An address in the caller's environment is left there: it may hold a password."""
+    if config.mlflow is None:
+        return {}
+    uri = config.mlflow.uri
+    if uri is None and not environ.get("MLFLOW_TRACKING_URI"):
+        uri = f"sqlite:///{config.storage}/mlflow.db"
+    named = {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    return {**named, "MLFLOW_EXPERIMENT_NAME": config.mlflow.experiment or config.name}
+
+
+def _is_anyscale(config: RunConfig, environ: Mapping[str, str]) -> bool:
+    """Whether to ask in Anyscale's words: said in the config, else seen from its environment variables."""
+    if config.resources.cluster != "auto":
+        return config.resources.cluster == "anyscale"
+    return any(environ.get(name) for name in ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID"))
+
+
+def _deepspeed(config: RunConfig) -> Path:
+    name = str(config.deepspeed)
+    folders = assets.search_path(assets.DEEPSPEED, config.path)
+    candidates = [Path(name).expanduser(), *(folder / name for folder in folders)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        have = sorted({path.name for folder in folders for path in folder.glob("*.json")})
+        what = f"there is no DeepSpeed file '{name}'"
+        raise ConfigError(Problem(what, f"{config.path}, deepspeed", f"there are {', '.join(have)}; or none"))
+    try:
+        json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(Problem(f"not a readable JSON file: {error}", str(found))) from None
+    return found.absolute()
+
+
+def describe(plan: Plan, environ: Mapping[str, str]) -> str:
+    """The plan as text for a person; secrets by name only."""
+    secrets = {name: "(set, not shown)" if environ.get(name) else "(NOT SET)" for name in plan.secrets}
+    env = {**{key: _masked(key, value) for key, value in plan.env.items()}, **secrets}
+    unset = [name for name in UNSET if name in environ]
+    copies = [f"  {copy.source}\n    -> {copy.target}" for copy in plan.copies]
+    merged = [f"  {name} -> {plan.layout.registry}" for name in plan.entries]
+    parts = [
+        f"Run {plan.layout.run} from {plan.config}: {plan.workers} {plan.device.upper()} workers",
+        "\n".join(["", "Files to storage:", *copies]) if copies else "",
+        "\n".join(["", "Registry entries:", *merged]) if merged else "",
+        f"\nRendered as {plan.layout.train_yaml}:\n\n{plan.train_yaml.rstrip()}",
+        "\n".join(["", "Environment:", *(f"  {key}={value}" for key, value in env.items())]),
+        *(f"  (removed) {name}" for name in unset),
+        f"\nCommand:\n  {' '.join(plan.argv)}",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _masked(key: str, value: str) -> str:
+    return "(not shown)" if SECRET_NAME.search(key) else value

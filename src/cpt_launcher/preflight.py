@@ -1,0 +1,77 @@
+"""What can be asked of this machine before anything is staged or held."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cpt_launcher.errors import NotReadyError, Problem
+from cpt_launcher.plan import Plan
+
+INSTALL = "pip install 'cpt-launcher[train]'"
+Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
+
+
+def check(plan: Plan, environ: Mapping[str, str]) -> None:
+    """Run every check.
+
+    Raises:
+        NotReadyError: all that was found, at once.
+    """
+    problems = [problem for one in CHECKS for problem in one(plan, environ)]
+    if problems:
+        raise NotReadyError(*problems)
+
+
+def secrets_set(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """Every secret that the config names has a value in the environment."""
+    hint = "export {0}=... in this shell (`read -rs {0}; export {0}` keeps it out of the history)"
+    missing = [name for name in plan.secrets if not environ.get(name)]
+    return [Problem(f"the secret {name} is not set", str(plan.config), hint.format(name)) for name in missing]
+
+
+def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """LLaMA-Factory can be started: its command for GPU workers, its package for CPU ones."""
+    if plan.device == "gpu":
+        missing = [] if executable(plan.argv[0], environ) else [plan.argv[0]]
+    else:
+        missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
+    return [Problem(f"{name} is not installed", "this Python environment", INSTALL) for name in missing]
+
+
+def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
+    """A model given as a folder is one. A hub id is not asked for here."""
+    if not plan.model.startswith("/") or (Path(plan.model) / "config.json").is_file():
+        return []
+    hint = "check the path; the demo's model is made by `cpt demo`"
+    return [Problem("the model is no folder with a config.json", plan.model, hint)]
+
+
+def cpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """CPU workers take one core each; Ray would wait for ever for one that is not there."""
+    have = os.cpu_count() or 1
+    if plan.device == "gpu" or environ.get("RAY_ADDRESS") or have >= plan.workers:
+        return []
+    return [Problem(f"{plan.workers} CPU workers on {have} cores", "this machine", f"resources.cpus={have}")]
+
+
+def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """DeepSpeed compiles its CPU communication once (deepspeed/ops/op_builder/builder.py, `jit_load`)."""
+    compiler = environ.get("CXX", "c++")
+    if plan.device == "gpu" or shutil.which(compiler, path=environ.get("PATH")):
+        return []
+    hint = "install one, for example: apt-get install g++"
+    return [Problem("DeepSpeed on CPU needs a C++ compiler, and there is none", "this machine", hint)]
+
+
+CHECKS: tuple[Check, ...] = (secrets_set, stack_installed, model_present, cpus_enough, compiler_present)
+
+
+def executable(name: str, environ: Mapping[str, str]) -> str | None:
+    """A command on PATH, else beside this Python: `.venv/bin/cpt` works without activating the venv."""
+    beside = Path(sys.executable).parent
+    return shutil.which(name, path=environ.get("PATH")) or shutil.which(name, path=str(beside))

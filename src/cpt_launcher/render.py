@@ -1,0 +1,83 @@
+"""A launcher config to the LLaMA-Factory training YAML, through a Jinja2 template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from cpt_launcher import assets, yamlfile
+from cpt_launcher.config import Resources, RunConfig
+from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.layout import Layout
+
+
+def render(
+    config: RunConfig, layout: Layout, deepspeed: Path | None, env_vars: Mapping[str, str], *, anyscale: bool
+) -> str:
+    """The training YAML of a run.
+
+    Args:
+        deepspeed: the DeepSpeed JSON on the storage, or None for plain data parallelism.
+        env_vars: settings (never secrets) that every Ray worker gets.
+        anyscale: write the resources as Anyscale's node shapes instead of plain Ray's.
+
+    Raises:
+        ConfigError: an unknown template, or one that fails or does not yield a mapping.
+    """
+    labels, placement = ray_resources(config.resources, anyscale=anyscale)
+    values = {
+        "model": config.model,
+        "deepspeed": str(deepspeed) if deepspeed else None,
+        "dataset": ",".join(config.datasets),
+        "dataset_dir": str(layout.storage),
+        "output_dir": str(layout.output),
+        "report_to": "mlflow" if config.mlflow else "none",
+        "train": config.train,
+        "ray_run_name": layout.run,
+        "ray_storage_path": f"{layout.storage}/",
+        "ray_num_workers": config.resources.workers,
+        "resources_per_worker": labels,
+        "placement_strategy": placement,
+        "env_vars": dict(env_vars),
+    }
+    return _fill(config.template, values)
+
+
+def ray_resources(resources: Resources, *, anyscale: bool) -> tuple[dict[str, object], str | None]:
+    """What each Ray worker asks for, and the placement strategy where the default (PACK) is not enough.
+
+    Anyscale picks a whole node by its shape, `anyscale/accelerator_shape:4xL40S`. Plain Ray knows no such
+    label and would wait for it for ever: there STRICT_PACK keeps the workers on one node, and
+    `accelerator_type:L40S` (https://docs.ray.io/en/latest/ray-core/accelerator-types.html) names the card.
+    """
+    if resources.device == "cpu":
+        return {"CPU": 1}, None
+    wanted: dict[str, object] = {"GPU": 1}
+    shape = anyscale and resources.same_node and resources.accelerator is not None
+    if shape:
+        wanted[f"anyscale/accelerator_shape:{resources.workers}x{resources.accelerator}"] = 0.001
+    elif resources.accelerator:
+        wanted[f"accelerator_type:{resources.accelerator}"] = 0.001
+    return wanted, "STRICT_PACK" if resources.same_node and not shape and resources.workers > 1 else None
+
+
+def _fill(name: str, values: Mapping[str, object]) -> str:
+    path = assets.template(name)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except OSError:
+        hint = "template: cpt, or the path of a .j2 file of yours"
+        raise ConfigError(Problem(f"there is no template '{name}'", str(path), hint)) from None
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.globals["entry"] = lambda key, value: yamlfile.dump({key: value})
+    try:
+        text = environment.from_string(source).render(values)
+        parsed = yaml.safe_load(text)
+    except (jinja2.TemplateError, yaml.YAMLError) as error:
+        raise ConfigError(Problem(f"the template failed: {error}", str(path))) from None
+    if not isinstance(parsed, dict):
+        raise ConfigError(Problem("the template does not make a mapping of arguments", str(path)))
+    return text

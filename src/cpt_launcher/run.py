@@ -1,0 +1,128 @@
+"""The main job: preflight, stage, render, launch, record."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cpt_launcher import launch, preflight, record, results, stage
+from cpt_launcher.config import PlainConfig, RunConfig
+from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem, TrainingError
+from cpt_launcher.layout import Layout
+from cpt_launcher.plan import UNSET, Plan, plan_run
+from cpt_launcher.results import Results
+from cpt_launcher.secrets import redact, values
+
+TAIL_LINES = 2000
+
+
+@dataclass(frozen=True)
+class Show:
+    """How a run tells what it does: steps of its own, and lines of the training process, already redacted."""
+
+    step: Callable[[str], None]
+    output: Callable[[str], None]
+
+
+def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
+    """The run's name: the config's own, or with `fresh` the first `name-N` that is not taken.
+
+    Raises:
+        ConfigError: that run has finished, or a plain YAML is to start afresh.
+        NotReadyError: that run is going on.
+    """
+    layout = Layout(config.storage, config.name)
+    if fresh and layout.run_dir.exists():
+        if isinstance(config, PlainConfig):
+            hint = "set another ray_run_name and output_dir in it"
+            raise ConfigError(Problem("a LLaMA-Factory YAML names its own run", str(config.path), hint))
+        numbers = range(2, 10_000)
+        return next(name for n in numbers if not (config.storage / (name := f"{config.name}-{n}")).exists())
+    state = record.state_of(layout)
+    if state == "finished":
+        hint = "run it again under a new folder with --fresh, or give it another name: name=..."
+        raise ConfigError(Problem(f"the run {config.name} has finished", str(layout.run_dir), hint))
+    if state == "running":
+        hint = "wait for it, or end it; if its machine is gone, move its run.json aside"
+        raise NotReadyError(Problem(f"the run {config.name} is going on", str(layout.run_json), hint))
+    return config.name
+
+
+def run(
+    config: RunConfig | PlainConfig, environ: Mapping[str, str], show: Show, *, fresh: bool = False
+) -> tuple[Plan, Results | None]:
+    """Carry a run out from start to end.
+
+    Raises:
+        CptError: see `errors`; the training process's own failure is a TrainingError.
+    """
+    plan = plan_run(config, environ, choose_run(config, fresh=fresh))
+    preflight.check(plan, environ)
+    _stage(plan, show)
+    _make_room(plan, show)
+    known = record.start(plan)
+    began = time.time()
+    exited, tail = _launch(plan, environ, show)
+    return plan, _conclude(plan, known, exited, tail, began)
+
+
+def _stage(plan: Plan, show: Show) -> None:
+    stage.stage(
+        plan.copies,
+        plan.entries,
+        plan.layout.storage,
+        report=lambda staged: show.step(f"{staged.outcome:9} {staged.path}"),
+        refetch=False,
+    )
+    outcome = stage.write_text(plan.layout.train_yaml, plan.train_yaml)
+    show.step(f"{outcome:9} {plan.layout.train_yaml}")
+
+
+def _make_room(plan: Plan, show: Show) -> None:
+    """LLaMA-Factory resumes from a checkpoint, and refuses an output folder that holds none (hparams/parser.py)."""
+    output = plan.output
+    if output is None or not output.is_dir() or not any(output.iterdir()):
+        return
+    saved = results.checkpoints(output)
+    if saved:
+        show.step(f"resumes from {saved[-1]}")
+    elif plan.output == plan.layout.output:
+        show.step(f"an earlier attempt saved no checkpoint; its output is now {stage.set_aside(output)}")
+
+
+def _launch(plan: Plan, environ: Mapping[str, str], show: Show) -> tuple[launch.Exit, list[str]]:
+    hidden = values(plan.secrets, environ)
+    tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+    program = preflight.executable(plan.argv[0], environ) or plan.argv[0]
+    env = {key: value for key, value in environ.items() if key not in UNSET} | dict(plan.env)
+    show.step(f"starts {' '.join(plan.argv)}")
+    with stage.append_to(plan.layout.train_log) as log:
+
+        def sink(line: str) -> None:
+            clean = redact(line, hidden)
+            log.write(clean + "\n")
+            tail.append(clean)
+            show.output(clean)
+
+        exited = launch.run((program, *plan.argv[1:]), env, sink)
+    return exited, list(tail)
+
+
+def _conclude(plan: Plan, known: record.Record, exited: launch.Exit, tail: list[str], began: float) -> Results | None:
+    layout, log = plan.layout, str(plan.layout.train_log)
+    if exited.interrupted_by is not None:
+        record.end(layout, known, "interrupted", InterruptedRunError.exit_code, exited.interrupted_by.name)
+        hint = "the same command goes on from the newest checkpoint"
+        raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", log, hint))
+    if exited.code != 0:
+        cause = results.cause(tail) or f"the training process ended with {exited.code}"
+        record.end(layout, known, "failed", TrainingError.exit_code, cause)
+        raise TrainingError(Problem(f"training failed: {cause}", log, "the log has the whole story, the cause first"))
+    if plan.output is not None and not results.trained_since(plan.output, began):
+        what = "the training process ended well, but trained nothing"
+        record.end(layout, known, "failed", TrainingError.exit_code, what)
+        raise TrainingError(Problem(what, log, "is do_train: true set?"))
+    record.end(layout, known, "finished", 0)
+    return results.read(layout, plan.output) if plan.output else None
