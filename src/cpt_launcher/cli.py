@@ -9,8 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cpt_launcher import __version__, assets
-from cpt_launcher import config as configs
+from cpt_launcher import __version__, assets, reader
 from cpt_launcher import plan as plans
 from cpt_launcher import run as runs
 from cpt_launcher import stage as staging
@@ -53,7 +52,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; the old one stays.")] = False,
 ) -> None:
     """Stage what is missing, render the training YAML, train, and say where everything is."""
-    loaded = configs.read(config, overrides or ())
+    loaded = reader.read(config, overrides or ())
     if dry_run:
         _preview(plans.plan_run(loaded, os.environ))
         return
@@ -87,7 +86,7 @@ def demo(
         _note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
         demos.make_model(model)
     _note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
-    loaded = configs.read(config, overrides)
+    loaded = reader.read(config, overrides)
     _report(*runs.run(loaded, os.environ, runs.Show(_note, _say), fresh=True))
 
 
@@ -96,7 +95,7 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
         if storage is None:
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
         return (storage.absolute(), *plans.plan_staging_all(storage.absolute()))
-    loaded = configs.read(config, [f"storage={storage}"] if storage else [])
+    loaded = reader.read(config, [f"storage={storage}"] if storage else [])
     if isinstance(loaded, PlainConfig):
         hint = "cpt stage-data --storage DIR stages every dataset"
         raise ConfigError(Problem("a LLaMA-Factory YAML names files that are staged already", str(config), hint))

@@ -1,22 +1,15 @@
-"""The user's file: a launcher config, or a LLaMA-Factory training YAML as it is."""
+"""What the user asks for, as values: a launcher config, or a LLaMA-Factory training YAML as it is."""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeVar
-
-from cpt_launcher import yamlfile
-from cpt_launcher.errors import ConfigError, Problem
-from cpt_launcher.yamlfile import Document
+from typing import Literal
 
 Cluster = Literal["auto", "anyscale", "ray"]
-T = TypeVar("T")
 
 LAUNCHER_KEYS = (
     "template", "name", "storage", "model", "dataset", "deepspeed", "resources", "secrets", "env", "tracking", "train",
@@ -39,11 +32,7 @@ OWNED = MappingProxyType({
     "placement_strategy": "resources",
     "ray_init_kwargs": "env",
 })  # fmt: skip
-PLAIN_SIGNS = ("stage", "model_name_or_path")
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -92,231 +81,3 @@ class PlainConfig:
     values: Mapping[str, object]
     name: str
     storage: Path
-
-
-def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> RunConfig | PlainConfig:
-    """Read a config file and apply `key=value` overrides.
-
-    Raises:
-        ConfigError: every problem found in the file, at once.
-    """
-    return parse(yamlfile.read(path), overrides, environ)
-
-
-def parse(document: Document, overrides: Sequence[str], environ: Mapping[str, str]) -> RunConfig | PlainConfig:
-    """The config in a parsed document; see `read`."""
-    if not isinstance(document.value, dict):
-        hint = "start from a shipped one: `cpt configs copy tiny_cpu.yaml`"
-        raise ConfigError(Problem("a config is a mapping of keys to values", str(document.path), hint))
-    document = _override(document, overrides)
-    values = document.value
-    assert isinstance(values, dict)
-    if any(key in values for key in PLAIN_SIGNS):
-        return _plain(document, values, overrides)
-    return _Reader(document, environ).run_config(values)
-
-
-def _override(document: Document, overrides: Sequence[str]) -> Document:
-    value, keys = document.value, dict(document.keys)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                Problem(f"'{override}' is not key=value", "command line", "for example train.cutoff_len=2048")
-            )
-        parsed = yamlfile.parse(text, Path(f"command line, {key}"))
-        parts = tuple(key.split("."))
-        value = _replaced(value, parts, parsed.value, key)
-        keys = {path: mark for path, mark in keys.items() if path[: len(parts)] != parts}
-    return Document(document.path, document.text, value, keys, document.values)
-
-
-def _replaced(tree: object, parts: tuple[str, ...], new: object, key: str) -> object:
-    if not parts:
-        return new
-    if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(Problem(f"'{key}' goes through a value that is not a mapping", "command line"))
-    return {**(tree or {}), parts[0]: _replaced((tree or {}).get(parts[0]), parts[1:], new, key)}
-
-
-def _plain(document: Document, values: dict[str, object], overrides: Sequence[str]) -> PlainConfig:
-    problems = [
-        Problem(
-            f"a secret stands in the file: {'.'.join(map(str, path))}",
-            document.where(*path),
-            f"remove it and `export {path[-1]}=...` where you start the run",
-        )
-        for path, value in _leaves(values)
-        if path[:-1] and "env_vars" in path and SECRET_NAME.search(str(path[-1])) and value
-    ]
-    name = values.get("ray_run_name")
-    if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
-        where = document.where("ray_run_name")
-        problems.append(Problem("ray_run_name is missing or not a plain name", where, "ray_run_name: my_first_run"))
-    storage = values.get("ray_storage_path", "./saves")
-    if not isinstance(storage, str) or "://" in storage:
-        where = document.where("ray_storage_path")
-        problems.append(Problem("ray_storage_path must be a folder", where, "a folder that all workers can reach"))
-    if problems:
-        raise ConfigError(*problems)
-    text = yamlfile.dump(values) if overrides else document.text
-    return PlainConfig(document.path, text, values, str(name), Path(str(storage)).expanduser().absolute())
-
-
-def _leaves(value: object, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    if isinstance(value, dict):
-        return [leaf for key, item in value.items() for leaf in _leaves(item, (*at, key))]
-    return [(at, value)]
-
-
-class _Reader:
-    """Takes typed values out of a document and collects every problem on the way."""
-
-    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
-        self.document = document
-        self.environ = environ
-        self.problems: list[Problem] = []
-
-    def run_config(self, values: dict[str, object]) -> RunConfig:
-        self._known(values, LAUNCHER_KEYS, ())
-        config = RunConfig(
-            path=self.document.path,
-            name=self._name(values),
-            storage=Path(self._expanded(values, "storage", required=True)).expanduser().absolute(),
-            model=self._model(values),
-            datasets=self._datasets(values),
-            deepspeed=self._optional_name(values, "deepspeed"),
-            resources=self._resources(values),
-            template=self._take(values, "template", str, "cpt"),
-            secrets=self._secrets(values),
-            env=self._env(values),
-            mlflow=self._mlflow(values),
-            train=self._train(values),
-        )
-        if self.problems:
-            raise ConfigError(*self.problems)
-        return config
-
-    def _add(self, what: str, key: tuple[str | int, ...], hint: str = "") -> None:
-        self.problems.append(Problem(what, self.document.where(*key), hint))
-
-    def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> None:
-        for key in values:
-            if key in known:
-                continue
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the keys here are {', '.join(known)}"
-            if not at and not near:
-                hint += f". LLaMA-Factory's own arguments go under train: (train.{key})"
-            self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint)
-
-    def _take(self, values: Mapping[str, object], key: str, kind: type[T], default: T, *at: str) -> T:
-        """The value of `key` if it is of `kind`; otherwise a problem is noted and the default stands in."""
-        value = values.get(key)
-        if value is None:
-            return default
-        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-        name = ".".join((*at, key))
-        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key))
-        return default
-
-    def _required(self, values: Mapping[str, object], key: str, hint: str) -> str:
-        if values.get(key) in (None, ""):
-            self._add(f"'{key}' is missing", (key,), hint)
-            return ""
-        return self._take(values, key, str, "")
-
-    def _expanded(self, values: Mapping[str, object], key: str, *, required: bool = False) -> str:
-        """Text with `${VAR}` replaced from the environment; an unset variable is a problem."""
-        hints = {
-            "storage": "a folder that every worker can reach: storage: /mnt/cluster_storage",
-            "model": "a Hugging Face id or a folder: model: google/gemma-3-4b-pt",
-        }
-        text = self._required(values, key, hints[key]) if required else self._take(values, key, str, "")
-        for name in _VARIABLE.findall(text):
-            if not self.environ.get(name):
-                self._add(f"{key} names ${{{name}}}, which is not set", (key,), f"export {name}=... first")
-        return _VARIABLE.sub(lambda match: self.environ.get(match[1], ""), text)
-
-    def _name(self, values: Mapping[str, object]) -> str:
-        name = self._required(values, "name", "the run's name, a folder under the storage: name: my_first_run")
-        if name and (not _RUN_NAME.fullmatch(name) or name == "models"):
-            self._add(f"name {name!r} cannot be a run's folder", ("name",), "letters, digits, '.', '_' and '-'")
-        return name
-
-    def _model(self, values: Mapping[str, object]) -> str:
-        """A hub id as it is; a folder as an absolute path, since workers have another working directory."""
-        text = self._expanded(values, "model", required=True)
-        is_folder = text.startswith((".", "/", "~")) or Path(text).is_dir()
-        return str(Path(text).expanduser().absolute()) if is_folder else text
-
-    def _datasets(self, values: Mapping[str, object]) -> tuple[str, ...]:
-        raw = values.get("dataset")
-        names = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else raw
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-            hint = "an entry (or a list of entries) of dataset_info.json: dataset: my_cpt_c4"
-            self._add("'dataset' must name one or more registry entries", ("dataset",), hint)
-            return ()
-        return tuple(names)
-
-    def _optional_name(self, values: Mapping[str, object], key: str) -> str | None:
-        name = self._take(values, key, str, "none")
-        return None if name == "none" else name
-
-    def _resources(self, values: Mapping[str, object]) -> Resources:
-        at = "resources"
-        raw: dict[str, object] = self._take(values, at, dict, {})
-        self._known(raw, ("gpus", "cpus", "accelerator", "same_node", "cluster"), (at,))
-        gpus, cpus = self._take(raw, "gpus", int, 0, at), self._take(raw, "cpus", int, 0, at)
-        if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
-            self._add("resources needs a number of gpus or of cpus, one of the two", (at,), "resources: {gpus: 4}")
-        cluster = self._take(raw, "cluster", str, "auto", at)
-        if cluster not in ("auto", "anyscale", "ray"):
-            self._add(f"resources.cluster cannot be {cluster!r}", (at, "cluster"), "auto, anyscale or ray")
-        return Resources(
-            workers=gpus or cpus,
-            device="gpu" if gpus else "cpu",
-            accelerator=self._take(raw, "accelerator", str, "", at) or None,
-            same_node=self._take(raw, "same_node", bool, True, at),
-            cluster="anyscale" if cluster == "anyscale" else "ray" if cluster == "ray" else "auto",
-        )
-
-    def _secrets(self, values: Mapping[str, object]) -> tuple[str, ...]:
-        names: list[object] = self._take(values, "secrets", list, [])
-        for index, name in enumerate(names):
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                hint = "values come from your environment and never stand in a file"
-                self._add("secrets are names of environment variables", ("secrets", index), hint)
-        return tuple(str(name) for name in names)
-
-    def _env(self, values: Mapping[str, object]) -> dict[str, str]:
-        raw: dict[str, object] = self._take(values, "env", dict, {})
-        for key, value in raw.items():
-            if SECRET_NAME.search(key):
-                hint = f"remove it, write `secrets: [{key}]` and export {key} where you start the run"
-                self._add(f"env.{key} looks like a secret, and a file is no place for one", ("env", key), hint)
-            elif not isinstance(value, str):
-                self._add(f"env.{key} must be text", ("env", key), f'put it in quotes: {key}: "{value}"')
-        return {key: str(value) for key, value in raw.items()}
-
-    def _mlflow(self, values: Mapping[str, object]) -> Mlflow | None:
-        tracking = values.get("tracking")
-        if tracking in (None, "none"):
-            return None
-        if not isinstance(tracking, dict) or set(tracking) != {"mlflow"}:
-            hint = "tracking: none, or tracking: {mlflow: {uri: https://..., experiment: my_experiment}}"
-            self._add("tracking must be none or mlflow", ("tracking",), hint)
-            return None
-        raw: dict[str, object] = self._take(tracking, "mlflow", dict, {}, "tracking")
-        self._known(raw, ("uri", "experiment"), ("tracking", "mlflow"))
-        uri = self._take(raw, "uri", str, "", "tracking", "mlflow")
-        experiment = self._take(raw, "experiment", str, "", "tracking", "mlflow")
-        return Mlflow(uri or None, experiment or None)
-
-    def _train(self, values: Mapping[str, object]) -> dict[str, object]:
-        train: dict[str, object] = self._take(values, "train", dict, {})
-        for key in train:
-            if key in OWNED:
-                self._add(f"train.{key} is written by the launcher", ("train", key), f"set '{OWNED[key]}' instead")
-        return train

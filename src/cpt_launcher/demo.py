@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -21,9 +23,9 @@ def make_model(folder: Path) -> None:
 
     Always the same bytes for the same versions of torch, transformers and tokenizers.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _tokenizer(folder)
-    _weights(folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed, imported on the way, announces itself there
+        _tokenizer(folder)
+        _weights(folder)
 
 
 def _tokenizer(folder: Path) -> None:

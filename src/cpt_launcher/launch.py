@@ -39,11 +39,17 @@ def run(argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None]
     """
     _adopt_orphans()
     mine = _children()
-    with _Forwarder() as forwarder:
-        process = subprocess.Popen(
-            argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    with (
+        _Forwarder() as forwarder,
+        subprocess.Popen(
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        ) as process,
+    ):
         forwarder.attach(process.pid)
         pump = threading.Thread(target=_pump, args=(process, sink), daemon=True)
         pump.start()

@@ -76,7 +76,7 @@ def _fill(name: str, values: Mapping[str, object]) -> str:
     try:
         text = environment.from_string(source).render(values)
         parsed = yaml.safe_load(text)
-    except (jinja2.TemplateError, yaml.YAMLError) as error:
+    except (jinja2.TemplateError, yaml.YAMLError, TypeError, ArithmeticError) as error:
         raise ConfigError(Problem(f"the template failed: {error}", str(path))) from None
     if not isinstance(parsed, dict):
         raise ConfigError(Problem("the template does not make a mapping of arguments", str(path)))

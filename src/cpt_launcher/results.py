@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher.layout import Layout
-
 # `ValueError: text` at the start of a line, once the `(RayTrainWorker pid=1, ip=...)` before it is gone.
 # RayTaskError(ValueError) only wraps another one and does not match.
-_ORIGIN = re.compile(r"(\x1b\[[0-9;]*m)|^\([\w.:]+ pid=[^)]*\) ?")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ORIGIN = re.compile(r"^\([\w.:]+ pid=[^)]*\) ?")
 _ERROR = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$")
 _WRAPPED = "The above exception was the direct cause of the following exception"
 
@@ -28,7 +27,7 @@ class Results:
     plot: Path | None
 
 
-def read(layout: Layout, output: Path) -> Results | None:
+def read(output: Path) -> Results | None:
     """The results under `output`; None where nothing was logged."""
     points = [(point["current_steps"], point["loss"]) for point in _log(output) if "loss" in point]
     if not points:
@@ -38,7 +37,7 @@ def read(layout: Layout, output: Path) -> Results | None:
         steps=int(points[-1][0]),
         first_loss=points[0][1],
         last_loss=points[-1][1],
-        checkpoints=checkpoints(layout.output if output == layout.output else output),
+        checkpoints=checkpoints(output),
         plot=plot if plot.is_file() else None,
     )
 
@@ -61,7 +60,7 @@ def cause(lines: Iterable[str]) -> str | None:
     """The innermost exception of the first failure in a log, without the worker it came from."""
     found = None
     for line in lines:
-        plain = _ORIGIN.sub("", line).strip()
+        plain = _ORIGIN.sub("", _COLOUR.sub("", line)).strip()
         if _WRAPPED in plain and found:
             break
         if _ERROR.match(plain):

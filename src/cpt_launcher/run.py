@@ -125,4 +125,4 @@ def _conclude(plan: Plan, known: record.Record, exited: launch.Exit, tail: list[
         record.end(layout, known, "failed", TrainingError.exit_code, what)
         raise TrainingError(Problem(what, log, "is do_train: true set?"))
     record.end(layout, known, "finished", 0)
-    return results.read(layout, plan.output) if plan.output else None
+    return results.read(plan.output) if plan.output else None

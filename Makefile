@@ -1,0 +1,39 @@
+# make demo   the whole path on two CPU workers: a tiny model, a small real corpus, a loss that falls
+# make test   all tests; make test-fast leaves out those that run the training stack
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# Which build of torch is right depends on the machine; any in pyproject.toml's range will do.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.PHONY: demo install test test-fast check pins clean
+
+demo: install
+	$(BIN)/cpt demo
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml pins.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c pins.txt "$(TORCH)" -e '.[train,dev]'
+	touch $@
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-fast: check
+	$(BIN)/pytest -m "not e2e"
+
+test: check
+	$(BIN)/pytest
+
+# Names and versions of the stack, torch and its CUDA packages left out: those come with TORCH.
+pins:
+	uv pip compile -q pyproject.toml --extra train --extra dev --universal --python-version 3.10 --upgrade \
+	  --no-emit-index-url --no-annotate --no-header -o pins.txt
+	sed -i -E '/^(torch|triton|nvidia-|cuda-)/d' pins.txt
+
+clean:
+	rm -rf $(VENV) cpt-demo

@@ -1,0 +1,117 @@
+"""Imports go one way, and each effect has one home."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY
+
+SOURCE = REPOSITORY / "src" / "cpt_launcher"
+# Each module and those of ours it may import. A new module is entered here.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "layout": set(),
+    "assets": set(),
+    "cpu_workers": set(),
+    "yamlfile": {"errors"},
+    "config": set(),
+    "reader": {"config", "errors", "yamlfile"},
+    "secrets": {"config"},
+    "dataset": {"assets", "errors", "yamlfile"},
+    "render": {"assets", "config", "errors", "layout", "yamlfile"},
+    "plan": {"assets", "config", "dataset", "errors", "layout", "render"},
+    "results": set(),
+    "stage": {"dataset", "errors", "layout"},
+    "preflight": {"errors", "plan"},
+    "launch": set(),
+    "record": {"errors", "layout", "plan", "stage"},
+    "demo": {"assets"},
+    "run": {
+        "config", "errors", "launch", "layout", "plan", "preflight", "record", "results", "secrets", "stage",
+    },
+    "cli": {"__init__", "assets", "config", "demo", "errors", "plan", "reader", "results", "run", "stage"},
+    "__main__": {"cli"},
+}  # fmt: skip
+HEAVY = {"torch", "ray", "transformers", "tokenizers", "mlflow", "llamafactory", "deepspeed", "datasets", "fsspec"}
+WRITES = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "symlink_to", "touch", "chmod"}
+PROCESSES = {"subprocess", "signal"}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Dotted names of all that is imported."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def violations(name: str, source: str) -> list[str]:
+    """What a module does that its place in the tables does not allow."""
+    tree = ast.parse(source)
+    ours = {dotted.split(".")[1] for dotted in imports(tree) if dotted.startswith("cpt_launcher.")}
+    ours = {module if module in MAY_IMPORT else "__init__" for module in ours}
+    found = [f"imports {module}" for module in sorted(ours - MAY_IMPORT[name])]
+    top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+    found += [f"imports {module} at the top" for module in sorted({n.split(".")[0] for n in imports(top)} & HEAVY)]
+    if name != "launch":
+        found += [f"imports {module}" for module in sorted(imports(tree) & PROCESSES)]
+    for node in ast.walk(tree):
+        called = node.func if isinstance(node, ast.Call) else None
+        if name != "cli" and isinstance(called, ast.Name) and called.id == "print":
+            found.append("prints")
+        if name != "cli" and isinstance(called, ast.Attribute) and called.attr == "echo":
+            found.append("prints")
+        if name != "stage" and isinstance(called, ast.Attribute) and _writes(called, node):
+            found.append(f"writes: {called.attr}")
+    return found
+
+
+def _writes(called: ast.Attribute, call: ast.AST) -> bool:
+    """A method of pathlib that changes the disk; `text.replace(old, new)` takes two arguments and is none."""
+    assert isinstance(call, ast.Call)
+    own = isinstance(called.value, ast.Name) and called.value.id in {"stage", "staging"}
+    return called.attr in WRITES and not own and not (called.attr == "replace" and len(call.args) == 2)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("*.py")), ids=lambda path: path.stem)
+def test_each_module_keeps_to_its_place(path: Path) -> None:
+    assert violations(path.stem, path.read_text()) == []
+
+
+def test_the_table_has_no_cycle() -> None:
+    done: set[str] = set()
+    while ready := {name for name, uses in MAY_IMPORT.items() if name not in done and uses <= done}:
+        done |= ready
+    assert done == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("plan", "from cpt_launcher import launch", ["imports launch"]),
+        ("config", "from cpt_launcher.stage import stage", ["imports stage"]),
+        ("plan", "import torch", ["imports torch at the top"]),
+        ("plan", "import subprocess", ["imports subprocess"]),
+        ("plan", "print('x')", ["prints"]),
+        ("plan", "typer.echo('x')", ["prints"]),
+        ("plan", "path.write_text('x')", ["writes: write_text"]),
+        ("plan", "part.replace(target)", ["writes: replace"]),
+        ("plan", "text.replace('a', 'b')", []),
+        ("demo", "def f():\n    import torch", []),
+    ],
+)
+def test_a_violation_is_seen(name: str, source: str, expected: list[str]) -> None:
+    assert violations(name, source) == expected
+
+
+def test_the_source_stays_small() -> None:
+    sizes = {path.stem: len(path.read_text().splitlines()) for path in SOURCE.glob("*.py")}
+    assert sum(sizes.values()) <= 3000
+    assert {name: size for name, size in sizes.items() if size > 300} == {}

@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import REPOSITORY, Outcome
+
+Cpt = Callable[..., Outcome]
+
+
+def test_a_dry_run_shows_all_and_writes_nothing(cpt: Cpt, workspace: Path) -> None:
+    before = sorted(workspace.rglob("*"))
+    done = cpt("run", "my.yaml", "--dry-run")
+    assert done.code == 0
+    for part in (
+        f"{workspace}/dataset-configs/corpus.jsonl\n    -> {workspace}/storage/corpus.jsonl",
+        f"corpus -> {workspace}/storage/dataset_info.json",
+        "stage: pt\n",
+        "HF_TOKEN=(NOT SET)",
+        f"llamafactory-cli train {workspace}/storage/first/cpt/train.yaml",
+    ):
+        assert part in done.out
+    assert "warning: the secret HF_TOKEN is not set" in done.err
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_a_dry_run_masks_secrets_and_names_what_it_removes(
+    cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch
+) -> None:
+    clean_env.setenv("HF_TOKEN", "hf_planted")
+    clean_env.setenv("FORCE_TORCHRUN", "1")
+    done = cpt("run", "my.yaml", "--dry-run")
+    assert "HF_TOKEN=(set, not shown)" in done.out
+    assert "(removed) FORCE_TORCHRUN" in done.out
+    assert "hf_planted" not in done.out + done.err
+
+
+@pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_dry_runs_without_storage_secret_or_stack(config: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Refuse(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in {'torch', 'ray', 'transformers', 'llamafactory', 'mlflow', 'fsspec'}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        f"from cpt_launcher.cli import main; main(['run', {str(config)!r}, '--dry-run'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["run", "absent.yaml"], 2, "there is no file absent.yaml"),
+        (["run", "bad.yaml"], 2, "not valid YAML"),
+        (["run", "."], 2, "is a folder"),
+        (["run", "my.yaml", "dataset=corpse"], 2, "no dataset 'corpse' is registered; did you mean 'corpus'?"),
+        (["run", "my.yaml", "deepspeed=ds_z9.json"], 2, "there is no DeepSpeed file 'ds_z9.json'"),
+        (["run", "my.yaml", "template=nope"], 2, "there is no template 'nope'"),
+        (["run", "my.yaml", "nonsense"], 2, "'nonsense' is not key=value"),
+        (["stage-data", "my.yaml", "--storage", "/absent/storage"], 5, "the storage is not there"),
+        (["stage-data"], 2, "stage to where?"),
+        (["run"], 2, ""),
+        (["no-such-command"], 2, ""),
+    ],
+)
+def test_bad_input_ends_in_one_message(cpt: Cpt, workspace: Path, arguments: list[str], code: int, what: str) -> None:
+    (workspace / "bad.yaml").write_text("a: [")
+    done = cpt(*arguments)
+    assert done.code == code
+    assert what in done.err
+    assert "Traceback" not in done.err
+    assert list((workspace / "storage").iterdir()) == []
+
+
+def test_stage_data_twice(cpt: Cpt, workspace: Path) -> None:
+    first = cpt("stage-data", "my.yaml", "--json")
+    storage = workspace / "storage"
+    assert first.code == 0
+    assert [(item["path"], item["outcome"]) for item in json.loads(first.out)["staged"]] == [
+        (f"{storage}/{name}", "created") for name in ("corpus.jsonl", "ds_z3_config.json", "dataset_info.json")
+    ]
+    second = cpt("stage-data", "my.yaml")
+    assert second.out == ""
+    assert [line.split()[1] for line in second.err.splitlines()] == ["identical"] * 3
+
+
+def test_stage_data_of_everything_in_the_working_directory(cpt: Cpt, workspace: Path) -> None:
+    done = cpt("stage-data", "--storage", "storage", "--json")
+    staged = {Path(item["path"]).name for item in json.loads(done.out)["staged"]}
+    assert staged == {
+        "corpus.jsonl", "dataset_info.json", "ds_z2_config.json", "ds_z3_config.json", "ds_z3_offload_config.json",
+    }  # fmt: skip
+
+
+def test_version_and_help(cpt: Cpt) -> None:
+    assert cpt("--version").out == "cpt 0.1.0\n"
+    assert cpt("--help").code == 0

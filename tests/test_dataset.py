@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cpt_launcher import dataset
+from cpt_launcher.dataset import Copy, Entry
+from cpt_launcher.errors import ConfigError, DataError
+
+STORAGE = Path("/storage")
+
+
+def registry(folder: Path, **entries: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_where_an_entrys_bytes_come_from(tmp_path: Path) -> None:
+    path = registry(
+        tmp_path,
+        beside={"file_name": "a.jsonl", "columns": {"prompt": "text"}},
+        absolute={"file_name": "/data/b.jsonl"},
+        remote={"source": "https://host/c.jsonl", "file_name": "c.jsonl"},
+        hub={"hf_hub_url": "someone/corpus"},
+    )
+    entries = dataset.read_registry(path)
+    assert {name: entry.source for name, entry in entries.items()} == {
+        "beside": f"{tmp_path}/a.jsonl",
+        "absolute": "/data/b.jsonl",
+        "remote": "https://host/c.jsonl",
+        "hub": None,
+    }
+    assert entries["beside"].staged(STORAGE) == {"file_name": "/storage/a.jsonl", "columns": {"prompt": "text"}}
+    assert entries["remote"].staged(STORAGE) == {"file_name": "/storage/c.jsonl"}
+    assert entries["hub"].staged(STORAGE) == {"hf_hub_url": "someone/corpus"}
+
+
+def test_the_first_registry_that_has_an_entry_wins(tmp_path: Path) -> None:
+    mine, shipped, storage = (tmp_path / name for name in ("mine", "shipped", "storage"))
+    registry(mine, a={"file_name": "mine.jsonl"})
+    registry(shipped, a={"file_name": "shipped.jsonl"}, b={"file_name": "b.jsonl"})
+    registry(storage, a={"file_name": "x"}, c={"file_name": "/storage/c.jsonl"})
+    found = dataset.find(["a", "b", "c"], [mine, shipped], storage)
+    assert [entry.source for entry in found] == [f"{mine}/mine.jsonl", f"{shipped}/b.jsonl", "/storage/c.jsonl"]
+
+
+def test_an_unknown_dataset_names_the_near_one(tmp_path: Path) -> None:
+    registry(tmp_path, my_cpt_c4={"file_name": "x"})
+    with pytest.raises(ConfigError, match="no dataset 'my_cpt_c5' is registered; did you mean 'my_cpt_c4'"):
+        dataset.find(["my_cpt_c5"], [tmp_path], tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [("[]", "maps names to entries"), ('{"a": 1}', "not a mapping"), ('{"a": {}}', "has no file"), ("{", "not valid")],
+)
+def test_a_bad_registry(tmp_path: Path, content: str, what: str) -> None:
+    path = tmp_path / "dataset_info.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=what):
+        dataset.read_registry(path)
+
+
+def entry(source: Path) -> Entry:
+    return Entry("a", {"file_name": source.name}, Path("r.json"), str(source))
+
+
+def test_a_folder_is_copied_shard_by_shard_without_foreign_files(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("2.jsonl", "1.jsonl", "_SUCCESS", ".hidden", "deep/3.jsonl"):
+        (folder / name).touch()
+    assert dataset.copies(entry(folder), STORAGE) == tuple(
+        Copy(f"{folder}/{name}", STORAGE / "shards" / name) for name in ("1.jsonl", "2.jsonl", "deep/3.jsonl")
+    )
+
+
+def test_data_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the data of 'a' is not there"):
+        dataset.copies(entry(tmp_path / "absent.jsonl"), STORAGE)

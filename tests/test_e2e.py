@@ -1,0 +1,172 @@
+"""The real stack on two CPU workers: LLaMA-Factory, Ray Train, DeepSpeed ZeRO-3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+SECRETS = {"PLANTED_SECRET": "planted-4e1b7c", "HF_TOKEN": "hf_planted9d2f", "MLFLOW_TRACKING_TOKEN": "dapiplanted77"}
+CPT = [sys.executable, "-m", "cpt_launcher"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A working directory of its own, and Ray's own temp dir (short: sockets live in it)."""
+
+    work: Path
+    ray: Path
+
+    @property
+    def storage(self) -> Path:
+        return self.work / "cpt-demo"
+
+    def env(self) -> dict[str, str]:
+        hook = {"runtime_env": {"worker_process_setup_hook": "worker_probe.report"}}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "ANYSCALE_"))}
+        return {
+            **kept,
+            **SECRETS,
+            "RAY_TMPDIR": str(self.ray),
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook),
+            "PYTHONPATH": str(REPOSITORY / "tests"),
+            "PROBE_DIR": str(self.probes),
+        }
+
+    @property
+    def probes(self) -> Path:
+        return self.ray / "probes"
+
+    def processes(self) -> list[str]:
+        """Command lines of the processes that belong to this place's Ray."""
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lines.append(path.read_text(errors="replace").replace("\0", " "))
+            except OSError:
+                continue
+        return [line for line in lines if str(self.ray) in line]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as ray:
+        place = Place(tmp_path_factory.mktemp("work"), Path(ray))
+        place.probes.mkdir()
+        yield place
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place) -> subprocess.CompletedProcess[str]:
+    """The demo, once for all tests, in a directory that holds nothing."""
+    return subprocess.run(
+        [*CPT, "demo"], cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def test_the_demo_trains(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    output = place.storage / "tiny_cpu" / "output"
+    points = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
+    losses = [point["loss"] for point in points if "loss" in point]
+    assert losses[-1] < losses[0] - 0.5
+    assert trained.stdout.splitlines() == [
+        f"Run tiny_cpu finished: 40 steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}",
+        f"  model        {output}",
+        "  checkpoints  checkpoint-20, checkpoint-40 (in the same folder)",
+        f"  loss plot    {output}/training_loss.png",
+        f"  log          {place.storage}/tiny_cpu/cpt/train.log",
+    ]
+    assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_checkpoint_is_a_zero3_checkpoint_of_two_ranks(
+    place: Place, trained: subprocess.CompletedProcess[str]
+) -> None:
+    checkpoint = place.storage / "tiny_cpu" / "output" / "checkpoint-40"
+    shards = {path.name for path in (checkpoint / "global_step40").iterdir()}
+    ranks = (0, 1)
+    assert shards == {f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks} | {
+        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks
+    }
+    files = {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "latest"}
+    assert files <= {path.name for path in checkpoint.iterdir()}
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == 40
+
+
+def test_its_record(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    folder = place.storage / "tiny_cpu" / "cpt"
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["state"], record["exit_code"], record["versions"]["llamafactory"]) == ("finished", 0, "0.9.3")
+    rendered = (folder / "train.yaml").read_bytes()
+    assert record["train_yaml_sha256"] == hashlib.sha256(rendered).hexdigest()
+    assert yaml.safe_load(rendered)["ray_num_workers"] == 2
+
+
+def test_workers_inherit_the_secret(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    expected = hashlib.sha256(SECRETS["PLANTED_SECRET"].encode()).hexdigest()
+    hashes = [path.read_text() for path in place.probes.iterdir()]
+    assert len(hashes) >= 3  # the trial's actor and two workers
+    assert set(hashes) == {expected}
+
+
+def test_no_secret_is_written_anywhere(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    files = [path for root in (place.work, place.ray) for path in root.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    found = [(name, path) for path in files for name, value in SECRETS.items() if value.encode() in path.read_bytes()]
+    assert found == []
+    assert not any(value in trained.stdout + trained.stderr for value in SECRETS.values())
+
+
+def test_nothing_is_left_running(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    assert place.processes() == []
+
+
+def test_a_finished_run_is_not_run_again(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    again = subprocess.run(
+        [*CPT, "run", REPOSITORY / "configs" / "tiny_cpu.yaml"],
+        cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert again.returncode == 2
+    assert "the run tiny_cpu has finished" in again.stderr
+
+
+def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
+    place: Place, trained: subprocess.CompletedProcess[str]
+) -> None:
+    config = REPOSITORY / "configs" / "tiny_cpu.yaml"
+    command = [*CPT, "run", str(config), "name=stopped", "train.max_steps=30", "train.save_steps=5"]
+    output = place.storage / "stopped" / "output"
+    with subprocess.Popen(
+        command, cwd=place.work, env=place.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as first:
+        deadline = time.monotonic() + 400
+        while not (output / "checkpoint-10").exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(120) == 130
+    assert place.processes() == []
+    assert json.loads((place.storage / "stopped" / "cpt" / "run.json").read_text())["state"] == "interrupted"
+    second = subprocess.run(
+        command, cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert re.search(r"resumes from .*/checkpoint-\d+", second.stderr)
+    steps = [json.loads(line)["current_steps"] for line in (output / "trainer_log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 30
+    assert place.processes() == []

@@ -1,0 +1,50 @@
+"""The README is under test: its commands run, and it names every command and its options."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from cpt_launcher import __version__, cli
+
+from .conftest import REPOSITORY, Outcome
+
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[-1])
+def test_console_blocks_run(
+    block: str, cpt: Callable[..., Outcome], clean_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clean_env.chdir(REPOSITORY)
+    for line in block.splitlines():
+        words = shlex.split(line.removeprefix("$ ").replace("/tmp/", f"{tmp_path}/"))
+        if words[0] == "cpt":
+            done = cpt(*words[1:])
+            assert done.code == 0, done.err
+        else:
+            subprocess.run(words, check=True)
+
+
+def test_every_command_and_option_is_documented() -> None:
+    commands = typer.main.get_command(cli.app).commands
+    sections = dict(re.findall(r"^### `cpt ([\w-]+)(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE))
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        assert {option for option in options if option not in sections[name]} == set()
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## {__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_registry_examples_are_json() -> None:
+    for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL):
+        json.loads(block)

@@ -1,0 +1,145 @@
+"""`cpt run` with the stand-in for llamafactory-cli."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .conftest import Outcome
+
+Cpt = Callable[..., Outcome]
+Called = Callable[[], dict[str, object]]
+
+
+def record(workspace: Path, run: str = "first") -> dict[str, object]:
+    return dict(json.loads((workspace / "storage" / run / "cpt" / "run.json").read_text()))
+
+
+def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS"):
+        monkeypatch.setenv(name, "1")
+    done = cpt("run", "my.yaml", "train.cutoff_len=64")
+    storage = workspace / "storage"
+    assert done.code == 0, done.err
+    assert done.out == (
+        "Run first finished: 2 steps, loss 3.0000 -> 2.0000\n"
+        f"  model        {storage}/first/output\n"
+        "  checkpoints  checkpoint-2 (in the same folder)\n"
+        "  loss plot    none (set train.plot_loss: true)\n"
+        f"  log          {storage}/first/cpt/train.log\n"
+    )
+    called = stand_in()
+    assert called["argv"] == ["train", f"{storage}/first/cpt/train.yaml"]
+    env = called["env"]
+    assert isinstance(env, dict)
+    assert (env["USE_RAY"], env["HF_TOKEN"]) == ("1", "hf_planted_value_123")
+    assert not {"FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS"} & set(env)
+    assert yaml.safe_load((storage / "first" / "cpt" / "train.yaml").read_text())["cutoff_len"] == 64
+    assert sorted(path.name for path in storage.iterdir()) == [
+        "corpus.jsonl", "dataset_info.json", "ds_z3_config.json", "first",
+    ]  # fmt: skip
+    assert (record(workspace)["state"], record(workspace)["exit_code"]) == ("finished", 0)
+
+
+def test_a_secret_that_the_stack_prints_is_in_no_file_and_on_no_screen(
+    cpt: Cpt, workspace: Path, stand_in: Called
+) -> None:
+    done = cpt("run", "my.yaml")
+    log = (workspace / "storage" / "first" / "cpt" / "train.log").read_text()
+    assert log == "(RayTrainWorker pid=1) the token is <HF_TOKEN>\n"
+    assert "hf_planted" not in done.out + done.err
+    files = [path for path in (workspace / "storage").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"hf_planted" in path.read_bytes()]
+
+
+def test_a_missing_secret_stops_before_anything_is_written(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    done = cpt("run", "my.yaml")
+    assert done.code == 4
+    assert "the secret HF_TOKEN is not set" in done.err
+    assert "export HF_TOKEN=" in done.err
+    assert list((workspace / "storage").iterdir()) == []
+
+
+def test_a_failure_shows_its_innermost_cause(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_MODE", "fail")
+    done = cpt("run", "my.yaml")
+    assert done.code == 1
+    assert "error: training failed: ValueError: the inner cause\n" in done.err
+    assert f"where: {workspace}/storage/first/cpt/train.log" in done.err
+    assert (record(workspace)["state"], record(workspace)["cause"]) == ("failed", "ValueError: the inner cause")
+
+
+def test_a_training_that_trains_nothing_has_failed(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_MODE", "nothing")
+    done = cpt("run", "my.yaml")
+    assert (done.code, record(workspace)["state"]) == (1, "failed")
+    assert "trained nothing" in done.err
+
+
+def test_a_finished_run_is_not_run_again_but_afresh(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
+    cpt("run", "my.yaml")
+    again = cpt("run", "my.yaml")
+    assert again.code == 2
+    assert "the run first has finished" in again.err
+    assert cpt("run", "my.yaml", "--fresh").code == 0
+    assert record(workspace, "first-2")["state"] == "finished"
+    rendered = yaml.safe_load((workspace / "storage" / "first-2" / "cpt" / "train.yaml").read_text())
+    assert rendered["output_dir"] == f"{workspace}/storage/first-2/output"
+
+
+def test_an_output_without_checkpoint_is_set_aside(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = workspace / "storage" / "first" / "output"
+    output.mkdir(parents=True)
+    (output / "trainer_log.jsonl").touch()
+    done = cpt("run", "my.yaml")
+    assert done.code == 0
+    assert "an earlier attempt saved no checkpoint" in done.err
+    assert len(list(output.parent.glob("output.*"))) == 1
+
+
+def test_a_run_that_is_going_on_is_refused(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAND_IN_MODE", "linger")
+    command = [sys.executable, "-m", "cpt_launcher", "run", "my.yaml"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        while "ready" not in first.stderr.readline():
+            assert first.poll() is None
+        second = cpt("run", "my.yaml")
+        first.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        _, err = first.communicate(timeout=60)
+    assert second.code == 4
+    assert "the run first is going on" in second.err
+    assert first.returncode == 130
+    assert "interrupted by SIGINT" in err
+    assert time.monotonic() - began < 15
+    assert record(workspace)["state"] == "interrupted"
+
+
+def test_a_llamafactory_yaml_runs_as_it_is(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
+    text = (
+        f"# kept\nstage: pt\nray_run_name: plain\nray_storage_path: {workspace}/storage\n"
+        f"output_dir: {workspace}/storage/plain/output\n"
+    )
+    (workspace / "plain.yaml").write_text(text)
+    assert cpt("run", "plain.yaml").code == 0
+    assert (workspace / "storage" / "plain" / "cpt" / "train.yaml").read_text() == text
+    refused = cpt("run", "plain.yaml", "--fresh")
+    assert (refused.code, "names its own run" in refused.err) == (2, True)

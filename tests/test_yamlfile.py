@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cpt_launcher import yamlfile
+from cpt_launcher.errors import ConfigError
+
+HERE = Path("x.yaml")
+
+
+def problems(text: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        yamlfile.parse(text, HERE)
+    return [(problem.what, problem.where) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("5E5", 5e5),
+        ("-2e+3", -2e3),
+        ("1.5e-4", 1.5e-4),
+        ("1_0e2", 1000.0),
+        ("'1e-4'", "1e-4"),
+        ("e4", "e4"),
+    ],
+)
+def test_exponents_are_numbers(text: str, value: object) -> None:
+    assert yamlfile.parse(f"a: {text}", HERE).value == {"a": value}
+
+
+def test_marks_point_at_keys_and_values() -> None:
+    document = yamlfile.parse("a: 1\ntrain:\n  b: [1, 2]\n", HERE)
+    assert document.where("train", "b") == "x.yaml:3:3"
+    assert document.where("train", "absent") == "x.yaml:2:1"
+    assert document.where("absent") == "x.yaml"
+    assert document.values["train", "b", 1] == yamlfile.Mark(3, 10)
+
+
+def test_a_duplicate_key_is_reported_with_both_lines() -> None:
+    assert problems("a: 1\nb: 2\na: 3\n") == [("key 'a' stands here and in line 1", "x.yaml:3:1")]
+
+
+def test_a_merged_key_may_be_overridden() -> None:
+    text = "base: &base {a: 1, b: 2}\nown:\n  <<: *base\n  a: 3\n"
+    assert yamlfile.parse(text, HERE).value == {"base": {"a": 1, "b": 2}, "own": {"a": 3, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("a: [1, 2\n", "not valid YAML", "x.yaml:2:1"),
+        ("a:\n\tb: 1\n", "not valid YAML: found character '\\t'", "x.yaml:2:1"),
+        ("{1: 2}: 3", "a key must be plain text", "x.yaml:1:1"),
+        ("a: 2024-13-45", "month must be in 1..12", "x.yaml:1:4"),
+        ("a: " + "[" * 5000, "nested too deeply", "x.yaml"),
+        ("a: &a [*a]", "nested too deeply", "x.yaml"),
+        ("\x00", "not valid YAML", "x.yaml"),
+    ],
+)
+def test_bad_yaml_says_where(text: str, what: str, where: str) -> None:
+    [(said, place)] = problems(text)
+    assert what in said
+    assert place == where
+
+
+def test_expanded_anchors_are_bounded() -> None:
+    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+    [(said, _)] = problems(laughs)
+    assert "too many values" in said
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x" * 1_000_001])
+def test_no_text_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"not UTF-8|larger than"):
+        yamlfile.read(path)
+
+
+@pytest.mark.parametrize(
+    "value", ["no", "1e-5", 1e-05, "a: b", "x\ny", "\u2028", "#c", None, True, [1, "2"], {"k": "v"}]
+)
+def test_dump_reads_back_as_the_same_value(value: object) -> None:
+    # PyYAML itself dumps the text 1e-5 bare and reads it back as text.
+    assert yaml.safe_load(yamlfile.dump({"key": value})) == {"key": value}
