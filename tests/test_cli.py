@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,17 @@ def test_stage_data_of_everything_in_the_working_directory(cpt: Cpt, workspace: 
 def test_version_and_help(cpt: Cpt) -> None:
     assert cpt("--version").out == "cpt 0.1.0\n"
     assert cpt("--help").code == 0
+
+
+@pytest.mark.e2e
+def test_the_wheel_brings_configs_and_templates(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(REPOSITORY)]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    inside = {name.removeprefix("cpt_launcher/") for name in zipfile.ZipFile(wheel).namelist()}
+    shipped = [path for folder in ("configs", "deepspeed-configs", "dataset-configs") for path in folder_files(folder)]
+    assert {f"shipped/{path}" for path in shipped} | {"templates/cpt.yaml.j2"} <= inside
+
+
+def folder_files(folder: str) -> list[str]:
+    return [f"{folder}/{path.name}" for path in (REPOSITORY / folder).iterdir()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.plan import Plan
 
-INSTALL = "pip install 'cpt-launcher[train]'"
+INSTALL = "pip install 'cpt-launcher[train]' (in a clone: pip install -c pins.txt -e '.[train]')"
 Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 
 
@@ -40,7 +40,7 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
         missing = [] if executable(plan.argv[0], environ) else [plan.argv[0]]
     else:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
-    return [Problem(f"{name} is not installed", "this Python environment", INSTALL) for name in missing]
+    return [Problem(f"not installed: {', '.join(missing)}", sys.prefix, INSTALL)] if missing else []
 
 
 def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:

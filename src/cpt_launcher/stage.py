@@ -194,9 +194,11 @@ def _read(stream: IO[bytes], source: str) -> bytes:
         raise _unreadable(source, error) from None
 
 
-def _unreadable(source: str, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(Problem(f"cannot read the data: {reason}", source, "check the entry's source and the network"))
+def _unreadable(source: str, error: BaseException) -> DataError:
+    while error.__cause__ is not None:  # fsspec reports a dead server as a missing file, the reason behind it
+        error = error.__cause__
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return DataError(Problem(f"cannot read the data ({reason})", source, "check the entry's source and the network"))
 
 
 def _digest(path: Path) -> str:

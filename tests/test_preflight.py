@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+
+from cpt_launcher import preflight
+from cpt_launcher.errors import NotReadyError
+from cpt_launcher.layout import Layout
+from cpt_launcher.plan import Plan
+
+
+def plan(device: str = "gpu", workers: int = 1, model: str = "a/b", secrets: tuple[str, ...] = ()) -> Plan:
+    argv = ("llamafactory-cli", "train", "x.yaml")
+    return Plan(Path("c.yaml"), Layout(Path("/s"), "r"), "", argv, {}, model, workers, device, None, secrets)
+
+
+def test_all_findings_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(NotReadyError) as caught:
+        preflight.check(plan(model=str(tmp_path), secrets=("HF_TOKEN",)), {"PATH": str(tmp_path)})
+    assert [problem.what for problem in caught.value.problems] == [
+        "the secret HF_TOKEN is not set",
+        "not installed: llamafactory-cli",
+        "the model is no folder with a config.json",
+    ]
+
+
+def test_cpu_workers_need_cores_and_a_compiler(tmp_path: Path) -> None:
+    path = {"PATH": str(tmp_path)}
+    assert [problem.what for problem in preflight.cpus_enough(plan("cpu", workers=100_000), path)] != []
+    assert preflight.cpus_enough(plan("cpu", workers=100_000), {"RAY_ADDRESS": "auto"}) == []
+    assert preflight.cpus_enough(plan("gpu", workers=100_000), path) == []
+    assert [problem.hint for problem in preflight.compiler_present(plan("cpu"), path)] != []
+    (tmp_path / "c++").touch(mode=0o755)
+    assert preflight.compiler_present(plan("cpu"), path) == []
+
+
+def test_the_command_on_path_comes_before_the_one_beside_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("path", "beside"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tool").touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "beside" / "python"))
+    assert preflight.executable("tool", {"PATH": str(tmp_path / "path")}) == str(tmp_path / "path" / "tool")
+    assert preflight.executable("tool", {"PATH": "/absent"}) == str(tmp_path / "beside" / "tool")
+    assert preflight.executable("absent", {"PATH": "/absent"}) is None
