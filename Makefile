@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo install test test-fast check pins clean
+.PHONY: demo install test test-fast check pins schema clean
 
 demo: install
 	$(BIN)/cpt demo
@@ -34,6 +34,11 @@ pins:
 	uv pip compile -q pyproject.toml --extra train --extra dev --universal --python-version 3.10 --upgrade \
 	  --no-emit-index-url --no-annotate --no-header -o pins.txt
 	sed -i -E '/^(torch|triton|nvidia-|cuda-)/d' pins.txt
+
+# LLaMA-Factory's arguments as data, and the JSON Schema for editors.
+schema: install
+	DS_ACCELERATOR=cpu $(BIN)/python tools/make_schema.py src/cpt_launcher/data/llamafactory.json
+	$(BIN)/cpt schema > src/cpt_launcher/data/config.schema.json
 
 clean:
 	rm -rf $(VENV) cpt-demo

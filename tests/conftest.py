@@ -73,6 +73,7 @@ def workspace(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> Path:
 def stand_in(workspace: Path, clean_env: pytest.MonkeyPatch) -> Callable[[], dict[str, object]]:
     """Puts the stand-in `llamafactory-cli` on PATH; the call reads what it recorded."""
     record = workspace / "called.json"
+    clean_env.setattr("cpt_launcher.preflight.gpus_here", lambda: 1)
     clean_env.setenv("PATH", f"{REPOSITORY / 'tests' / 'stand_in'}{os.pathsep}{os.environ['PATH']}")
     clean_env.setenv("STAND_IN_RECORD", str(record))
     clean_env.setenv("HF_TOKEN", "hf_planted_value_123")

@@ -48,8 +48,9 @@ def test_the_first_registry_that_has_an_entry_wins(tmp_path: Path) -> None:
 
 def test_an_unknown_dataset_names_the_near_one(tmp_path: Path) -> None:
     registry(tmp_path, my_cpt_c4={"file_name": "x"})
-    with pytest.raises(ConfigError, match="no dataset 'my_cpt_c5' is registered; did you mean 'my_cpt_c4'"):
+    with pytest.raises(ConfigError, match="no dataset 'my_cpt_c5' is registered") as caught:
         dataset.find(["my_cpt_c5"], [tmp_path], tmp_path / "absent")
+    assert caught.value.problems[0].hint == "did you mean 'my_cpt_c4'?"
 
 
 @pytest.mark.parametrize(

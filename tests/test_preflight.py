@@ -15,17 +15,21 @@ def plan(device: str = "gpu", workers: int = 1, model: str = "a/b", secrets: tup
 
 def test_all_findings_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setattr(preflight, "gpus_here", lambda: 0)
     with pytest.raises(NotReadyError) as caught:
-        preflight.check(plan(model=str(tmp_path), secrets=("HF_TOKEN",)), {"PATH": str(tmp_path)})
+        preflight.check(
+            plan(model=str(tmp_path), secrets=("HF_TOKEN",)), {"PATH": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
+        )
     assert [problem.what for problem in caught.value.problems] == [
         "the secret HF_TOKEN is not set",
         "not installed: llamafactory-cli",
         "the model is no folder with a config.json",
+        "1 GPU workers, and this machine has 0 NVIDIA GPUs and no Ray cluster",
     ]
 
 
 def test_cpu_workers_need_cores_and_a_compiler(tmp_path: Path) -> None:
-    path = {"PATH": str(tmp_path)}
+    path = {"PATH": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
     assert [problem.what for problem in preflight.cpus_enough(plan("cpu", workers=100_000), path)] != []
     assert preflight.cpus_enough(plan("cpu", workers=100_000), {"RAY_ADDRESS": "auto"}) == []
     assert preflight.cpus_enough(plan("gpu", workers=100_000), path) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cpt_launcher import __version__, cli
+from cpt_launcher import __version__, cli, schema
 
 from .conftest import REPOSITORY, Outcome
 
@@ -34,6 +34,7 @@ def test_console_blocks_run(
 
 def test_every_command_and_option_is_documented() -> None:
     commands = typer.main.get_command(cli.app).commands
+    assert set(commands) == {"run", "validate", "configs", "schema", "stage-data", "demo"}
     sections = dict(re.findall(r"^### `cpt ([\w-]+)(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE))
     assert set(sections) == set(commands)
     for name, command in commands.items():
@@ -48,3 +49,18 @@ def test_the_changelog_knows_this_version() -> None:
 def test_registry_examples_are_json() -> None:
     for block in re.findall(r"```json\n(.*?)```", README, re.DOTALL):
         json.loads(block)
+
+
+def test_the_rules_page_is_the_rules() -> None:
+    page = (REPOSITORY / "docs" / "rules.md").read_text()
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page, re.MULTILINE)) == schema.rules()
+
+
+def test_the_failures_page_names_only_rules_that_exist() -> None:
+    page = (REPOSITORY / "docs" / "failures.md").read_text()
+    named = {
+        name for row in page.splitlines() for name in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row.rpartition(" | ")[2])
+    }
+    assert named <= set(schema.rules())
+    rows = [number for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in cell.split(", ")]
+    assert sorted(map(int, rows)) == list(range(1, 103))

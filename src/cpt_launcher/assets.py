@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cpt_launcher.errors import ConfigError, Problem
+
 CONFIGS = "configs"
 DEEPSPEED = "deepspeed-configs"
 DATASETS = "dataset-configs"
 REGISTRY = "dataset_info.json"
+SCHEMA_LINE = "# yaml-language-server: $schema=../src/cpt_launcher/data/config.schema.json"
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -28,3 +31,27 @@ def search_path(folder: str, config: Path | None = None) -> tuple[Path, ...]:
     near = [config.resolve().parent, config.resolve().parent.parent / folder] if config else []
     candidates = [Path.cwd() / folder, *near, shipped(folder)]
     return tuple(dict.fromkeys(path for path in candidates if path.is_dir()))
+
+
+def shipped_files() -> list[tuple[str, Path]]:
+    """Every shipped file with the folder it belongs to."""
+    folders = (CONFIGS, DEEPSPEED, DATASETS)
+    return [(folder, path) for folder in folders for path in sorted(shipped(folder).iterdir()) if path.is_file()]
+
+
+def shipped_file(name: str) -> Path:
+    """A shipped file by its name, with its folder or without, with `.yaml` or without.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    for folder, path in shipped_files():
+        if name in (path.name, f"{folder}/{path.name}", path.stem):
+            return path
+    raise ConfigError(Problem(f"no file '{name}' ships with cpt", "cpt configs", "see `cpt configs list`"))
+
+
+def with_schema_path(path: Path) -> str:
+    """A shipped file's text; a config's line for editors names this installation's schema."""
+    schema = (_PACKAGE / "data" / "config.schema.json").as_uri()
+    return path.read_text(encoding="utf-8").replace(SCHEMA_LINE, f"# yaml-language-server: $schema={schema}", 1)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
 from cpt_launcher import __version__, assets, reader
 from cpt_launcher import plan as plans
-from cpt_launcher import run as runs
 from cpt_launcher import stage as staging
-from cpt_launcher.config import PlainConfig
+from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, CptError, Problem
 from cpt_launcher.plan import Plan
-from cpt_launcher.results import Results
+
+if TYPE_CHECKING:
+    from cpt_launcher.findings import Finding
+    from cpt_launcher.results import Results
 
 app = typer.Typer(
     name="cpt",
@@ -52,11 +55,81 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; the old one stays.")] = False,
 ) -> None:
     """Stage what is missing, render the training YAML, train, and say where everything is."""
-    loaded = reader.read(config, overrides or ())
+    loaded = _checked(config, overrides or [])
     if dry_run:
-        _preview(plans.plan_run(loaded, os.environ))
-        return
-    _report(*runs.run(loaded, os.environ, runs.Show(_note, _say), fresh=fresh))
+        _preview(loaded, fresh=fresh)
+    else:
+        _train(loaded, fresh=fresh)
+
+
+@app.command(epilog="Example: cpt validate configs/ --format github")
+def validate(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Files and folders.")],
+    data: Annotated[bool, typer.Option("--data", help="Read the corpora too, every record of them.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Ask LLaMA-Factory's own parser too.")] = False,
+    output: Annotated[Literal["text", "github", "json"], typer.Option("--format", help="How to print.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    pedantic: Annotated[bool, typer.Option("--warnings-as-errors", help="Warnings fail too.")] = False,
+) -> None:
+    """Find every mistake in configs, training YAMLs, DeepSpeed JSONs and dataset registries, without a GPU."""
+    from cpt_launcher import findings
+    from cpt_launcher import validate as validation
+
+    overrides = tuple(path for path in paths if "=" in path and not Path(path).exists())
+    options = validation.Options(overrides, data, strict)
+    report = validation.validate([Path(path) for path in paths if path not in overrides], options)
+    if as_json or output == "json":
+        typer.echo(findings.as_json(report.findings, report.notes), nl=False)
+    else:
+        write = findings.as_github if output == "github" else findings.as_text
+        typer.echo(write(report.findings), nl=False)
+        for note in report.notes:
+            _note(note)
+    _note(_counted(report.files, report.findings))
+    raise typer.Exit(findings.exit_code(report.findings, warnings_as_errors=pedantic))
+
+
+configs_app = typer.Typer(
+    help="The configs, DeepSpeed files and dataset files that ship with cpt.", no_args_is_help=True
+)
+app.add_typer(configs_app, name="configs")
+
+
+@configs_app.command("list")
+def configs_list() -> None:
+    """Names, a line each."""
+    typer.echo("\n".join(f"{folder}/{path.name}" for folder, path in assets.shipped_files()))
+
+
+@configs_app.command("show", epilog="Example: cpt configs show tiny_cpu.yaml")
+def configs_show(
+    name: Annotated[str, typer.Argument(help="A name from the list; its folder may be left out.")],
+) -> None:
+    """Print one."""
+    typer.echo(assets.shipped_file(name).read_text(encoding="utf-8"), nl=False)
+
+
+@configs_app.command("copy", epilog="Example: cpt configs copy gemma3_4b.yaml my_run.yaml")
+def configs_copy(
+    name: Annotated[str, typer.Argument(help="A name from the list; its folder may be left out.")],
+    to: Annotated[Path, typer.Argument(metavar="[DEST]", help="A file or a folder.")] = Path(),
+) -> None:
+    """Copy one to start from; a file that is there is not overwritten."""
+    source = assets.shipped_file(name)
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise ConfigError(Problem(f"{target} is there already", str(target), "name another file to copy to"))
+    staging.write_text(target, assets.with_schema_path(source))
+    _note(f"created   {target}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from cpt_launcher import editor
+    from cpt_launcher import schema as arguments
+
+    typer.echo(json.dumps(editor.config_schema(arguments.load()), indent=1))
 
 
 @app.command("stage-data", epilog="Example: cpt stage-data configs/gemma3_4b.yaml")
@@ -86,8 +159,13 @@ def demo(
         _note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
         demos.make_model(model)
     _note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
-    loaded = reader.read(config, overrides)
-    _report(*runs.run(loaded, os.environ, runs.Show(_note, _say), fresh=True))
+    _train(_checked(config, overrides), fresh=True)
+
+
+def _train(config: RunConfig | PlainConfig, *, fresh: bool) -> None:
+    from cpt_launcher import run as runs
+
+    _report(*runs.run(config, os.environ, runs.Show(_note, _say), fresh=fresh))
 
 
 def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:
@@ -102,7 +180,28 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
     return (loaded.storage, *plans.plan_staging(loaded))
 
 
-def _preview(plan: Plan) -> None:
+def _checked(config: Path, overrides: list[str]) -> RunConfig | PlainConfig:
+    """The config, if `validate` finds no error in it; its warnings are shown."""
+    from cpt_launcher import validate as validation
+
+    loaded = reader.read(config, overrides)
+    found = validation.validate([config], validation.Options(tuple(overrides))).findings
+    for item in found:
+        if item.severity == "warning":
+            _note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
+    validation.refuse(found)
+    return loaded
+
+
+def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
+    from cpt_launcher import run as runs
+
+    name = loaded.name
+    try:
+        name = runs.choose_run(loaded, fresh=fresh)
+    except CptError as error:
+        _note(f"warning: a real run would stop here: {error}")
+    plan = plans.plan_run(loaded, os.environ, name)
     typer.echo(plans.describe(plan, os.environ), nl=False)
     for name in plan.secrets:
         if not os.environ.get(name):
@@ -121,6 +220,12 @@ def _report(plan: Plan, results: Results | None) -> None:
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
         ]
     typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+
+
+def _counted(files: int, found: list[Finding]) -> str:
+    errors = sum(item.severity == "error" for item in found)
+    counts = ((files, "file"), (errors, "error"), (len(found) - errors, "warning"))
+    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in counts)
 
 
 def _note(text: str) -> None:

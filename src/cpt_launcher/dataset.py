@@ -39,10 +39,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Copy:
-    """One file to be on the storage: an URL or a path, and where it goes."""
+    """One file to be on the storage: an URL or a path, where it goes, and the column of its text if it is data."""
 
     source: str
     target: Path
+    column: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -57,16 +58,16 @@ def read_registry(path: Path) -> dict[str, Entry]:
     """
     document = yamlfile.read(path)
     if not isinstance(document.value, dict):
-        raise ConfigError(Problem("a dataset registry maps names to entries", str(path)))
+        raise ConfigError(Problem("a dataset registry maps names to entries", str(path), rule="registry-entry"))
     entries, problems = {}, []
     for name, fields in document.value.items():
         if not isinstance(fields, dict):
-            problems.append(Problem(f"entry '{name}' is not a mapping", document.where(name)))
+            problems.append(Problem(f"entry '{name}' is not a mapping", document.where(name), rule="registry-entry"))
             continue
         source = _source(fields, path.parent)
         if source is None and not any(key in fields for key in REMOTE_KEYS):
             hint = 'give it "file_name" (a file beside the registry) or "source" (a path or an URL)'
-            problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint))
+            problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint, "registry-entry"))
         plain = {key: value for key, value in fields.items() if key != "source"}
         entries[name] = Entry(name, plain, path, source)
     if problems:
@@ -96,16 +97,15 @@ def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[
     missing = [name for name in names if name not in known]
     if missing:
         looked = ", ".join(str(folder / assets.REGISTRY) for folder in (*folders, storage))
-        raise ConfigError(*(Problem(_unknown(name, tuple(known)), f"looked in {looked}", _ADD) for name in missing))
+        raise ConfigError(*(_unknown(name, tuple(known), looked) for name in missing))
     return tuple(known[name] for name in names)
 
 
-_ADD = 'add an entry to dataset-configs/dataset_info.json: {"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}'
-
-
-def _unknown(name: str, known: Sequence[str]) -> str:
+def _unknown(name: str, known: Sequence[str], looked: str) -> Problem:
     near = difflib.get_close_matches(name, known, 1)
-    return f"no dataset '{name}' is registered" + (f"; did you mean '{near[0]}'?" if near else "")
+    example = '{"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}'
+    hint = f"did you mean '{near[0]}'?" if near else f"add an entry to dataset-configs/dataset_info.json: {example}"
+    return Problem(f"no dataset '{name}' is registered", f"looked in {looked}", hint, "unknown-dataset")
 
 
 def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
@@ -117,14 +117,16 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
+    columns = entry.fields.get("columns")
+    column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
     if "://" in entry.source:
-        return (Copy(entry.source, target),)
+        return (Copy(entry.source, target, column),)
     source = Path(entry.source)
     if source.is_file():
-        return (Copy(str(source), target),)
+        return (Copy(str(source), target, column),)
     shards = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
     if not shards:
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
-        raise DataError(Problem(what, str(entry.registry), hint))
-    return tuple(Copy(str(shard), target / shard.relative_to(source)) for shard in shards)
+        raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
+    return tuple(Copy(str(shard), target / shard.relative_to(source), column) for shard in shards)

@@ -18,11 +18,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: what is wrong, where it stands, and what to do next."""
+    """One mistake: what is wrong, where it stands (`path`, or `path:line:column`), and what to do next.
+
+    `rule` is the stable id under which `cpt validate` reports it, see docs/rules.md.
+    """
 
     what: str
     where: str = ""
     hint: str = ""
+    rule: str = "wrong-value"
 
 
 class CptError(Exception):

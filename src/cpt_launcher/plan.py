@@ -52,7 +52,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         return _plain(config)
     layout = Layout(config.storage, run or config.name)
     entries = dataset.find(config.datasets, assets.search_path(assets.DATASETS, config.path), config.storage)
-    deepspeed = _deepspeed(config) if config.deepspeed else None
+    deepspeed = deepspeed_file(config)
     staged_deepspeed = config.storage / deepspeed.name if deepspeed else None
     env_vars = {**config.env, **_mlflow_env(config, environ)}
     data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
@@ -138,19 +138,26 @@ def _is_anyscale(config: RunConfig, environ: Mapping[str, str]) -> bool:
     return any(environ.get(name) for name in ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID"))
 
 
-def _deepspeed(config: RunConfig) -> Path:
-    name = str(config.deepspeed)
+def deepspeed_file(config: RunConfig) -> Path | None:
+    """The DeepSpeed JSON that a config names, from the first folder that has it.
+
+    Raises:
+        ConfigError: there is none of that name, or it is not JSON.
+    """
+    if config.deepspeed is None:
+        return None
+    name = config.deepspeed
     folders = assets.search_path(assets.DEEPSPEED, config.path)
     candidates = [Path(name).expanduser(), *(folder / name for folder in folders)]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         have = sorted({path.name for folder in folders for path in folder.glob("*.json")})
         what = f"there is no DeepSpeed file '{name}'"
-        raise ConfigError(Problem(what, f"{config.path}, deepspeed", f"there are {', '.join(have)}; or none"))
+        raise ConfigError(Problem(what, str(config.path), f"there are {', '.join(have)}; or none", "unknown-deepspeed"))
     try:
         json.loads(found.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(Problem(f"not a readable JSON file: {error}", str(found))) from None
+        raise ConfigError(Problem(f"not a readable JSON file: {error}", str(found), rule="ds-json")) from None
     return found.absolute()
 
 

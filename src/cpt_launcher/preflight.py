@@ -54,9 +54,28 @@ def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
 def cpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     """CPU workers take one core each; Ray would wait for ever for one that is not there."""
     have = os.cpu_count() or 1
-    if plan.device == "gpu" or environ.get("RAY_ADDRESS") or have >= plan.workers:
+    if plan.device == "gpu" or cluster_near(environ) or have >= plan.workers:
         return []
     return [Problem(f"{plan.workers} CPU workers on {have} cores", "this machine", f"resources.cpus={have}")]
+
+
+def gpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """Where the run starts Ray itself, the GPUs are this machine's; Ray would wait for ever for more."""
+    if plan.device == "cpu" or cluster_near(environ) or gpus_here() >= plan.workers:
+        return []
+    what = f"{plan.workers} GPU workers, and this machine has {gpus_here()} NVIDIA GPUs and no Ray cluster"
+    return [Problem(what, "this machine", "set resources.gpus, or run where the GPUs are")]
+
+
+def cluster_near(environ: Mapping[str, str]) -> bool:
+    """Whether Ray would join a running cluster (ray/_private/worker.py: RAY_ADDRESS, then ray_current_cluster)."""
+    folder = Path(environ.get("RAY_TMPDIR", "/tmp")) / "ray"
+    return bool(environ.get("RAY_ADDRESS")) or (folder / "ray_current_cluster").exists()
+
+
+def gpus_here() -> int:
+    """NVIDIA devices of this machine."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
 def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -68,7 +87,14 @@ def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     return [Problem("DeepSpeed on CPU needs a C++ compiler, and there is none", "this machine", hint)]
 
 
-CHECKS: tuple[Check, ...] = (secrets_set, stack_installed, model_present, cpus_enough, compiler_present)
+CHECKS: tuple[Check, ...] = (
+    secrets_set,
+    stack_installed,
+    model_present,
+    gpus_enough,
+    cpus_enough,
+    compiler_present,
+)
 
 
 def executable(name: str, environ: Mapping[str, str]) -> str | None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,16 +37,26 @@ def parse(document: Document, overrides: Sequence[str], environ: Mapping[str, st
     if not isinstance(document.value, dict):
         hint = "start from a shipped one: `cpt configs copy tiny_cpu.yaml`"
         raise ConfigError(Problem("a config is a mapping of keys to values", str(document.path), hint))
-    document = _override(document, overrides)
+    document = overridden(document, overrides)
     values = document.value
     assert isinstance(values, dict)
-    if any(key in values for key in PLAIN_SIGNS):
+    if is_plain(values):
         return _plain(document, values, overrides)
     return _Reader(document, environ).run_config(values)
 
 
-def _override(document: Document, overrides: Sequence[str]) -> Document:
-    value, keys = document.value, dict(document.keys)
+def is_plain(values: Mapping[str, object]) -> bool:
+    """Whether a mapping is a LLaMA-Factory training YAML rather than a launcher config."""
+    return any(key in values for key in PLAIN_SIGNS)
+
+
+def overridden(document: Document, overrides: Sequence[str]) -> Document:
+    """The document with `key=value` overrides in it; what they replace has no place any more.
+
+    Raises:
+        ConfigError: not `key=value`, or a path through something that is no mapping.
+    """
+    value, paths = document.value, set()
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -54,9 +65,9 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
             )
         parsed = yamlfile.parse(text, Path(f"command line, {key}"))
         parts = tuple(key.split("."))
+        paths.add(parts)
         value = _replaced(value, parts, parsed.value, key)
-        keys = {path: mark for path, mark in keys.items() if path[: len(parts)] != parts}
-    return Document(document.path, document.text, value, keys, document.values)
+    return replace(document, value=value, overridden=frozenset(paths))
 
 
 def _replaced(tree: object, parts: tuple[str, ...], new: object, key: str) -> object:
@@ -73,6 +84,7 @@ def _plain(document: Document, values: dict[str, object], overrides: Sequence[st
             f"a secret stands in the file: {'.'.join(map(str, path))}",
             document.where(*path),
             f"remove it and `export {path[-1]}=...` where you start the run",
+            "secret-in-file",
         )
         for path, value in _leaves(values)
         if path[:-1] and "env_vars" in path and SECRET_NAME.search(str(path[-1])) and value
@@ -125,8 +137,8 @@ class _Reader:
             raise ConfigError(*self.problems)
         return config
 
-    def _add(self, what: str, key: tuple[str | int, ...], hint: str = "") -> None:
-        self.problems.append(Problem(what, self.document.where(*key), hint))
+    def _add(self, what: str, key: tuple[str | int, ...], hint: str = "", rule: str = "wrong-value") -> None:
+        self.problems.append(Problem(what, self.document.where(*key), hint, rule))
 
     def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> None:
         for key in values:
@@ -136,7 +148,7 @@ class _Reader:
             hint = f"did you mean '{near[0]}'?" if near else f"the keys here are {', '.join(known)}"
             if not at and not near:
                 hint += f". LLaMA-Factory's own arguments go under train: (train.{key})"
-            self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint)
+            self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint, "unknown-key")
 
     def _take(self, values: Mapping[str, object], key: str, kind: type[T], default: T, *at: str) -> T:
         """The value of `key` if it is of `kind`; otherwise a problem is noted and the default stands in."""
@@ -146,12 +158,12 @@ class _Reader:
         if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
         name = ".".join((*at, key))
-        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key))
+        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key), rule="wrong-type")
         return default
 
     def _required(self, values: Mapping[str, object], key: str, hint: str) -> str:
         if values.get(key) in (None, ""):
-            self._add(f"'{key}' is missing", (key,), hint)
+            self._add(f"'{key}' is missing", (key,), hint, "missing-key")
             return ""
         return self._take(values, key, str, "")
 
@@ -164,7 +176,9 @@ class _Reader:
         text = self._required(values, key, hints[key]) if required else self._take(values, key, str, "")
         for name in _VARIABLE.findall(text):
             if not self.environ.get(name):
-                self._add(f"{key} names ${{{name}}}, which is not set", (key,), f"export {name}=... first")
+                self._add(
+                    f"{key} names ${{{name}}}, which is not set", (key,), f"export {name}=... first", "unset-variable"
+                )
         return _VARIABLE.sub(lambda match: self.environ.get(match[1], ""), text)
 
     def _name(self, values: Mapping[str, object]) -> str:
@@ -198,7 +212,9 @@ class _Reader:
         self._known(raw, ("gpus", "cpus", "accelerator", "same_node", "cluster"), (at,))
         gpus, cpus = self._take(raw, "gpus", int, 0, at), self._take(raw, "cpus", int, 0, at)
         if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
-            self._add("resources needs a number of gpus or of cpus, one of the two", (at,), "resources: {gpus: 4}")
+            asked = f"gpus: {gpus}, cpus: {cpus}"
+            hint = "resources: {gpus: 4}, or {cpus: 2} for CPU workers"
+            self._add(f"resources needs either gpus or cpus, not {asked}", (at,), hint)
         cluster = self._take(raw, "cluster", str, "auto", at)
         if cluster not in ("auto", "anyscale", "ray"):
             self._add(f"resources.cluster cannot be {cluster!r}", (at, "cluster"), "auto, anyscale or ray")
@@ -213,9 +229,9 @@ class _Reader:
     def _secrets(self, values: Mapping[str, object]) -> tuple[str, ...]:
         names: list[object] = self._take(values, "secrets", list, [])
         for index, name in enumerate(names):
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
                 hint = "values come from your environment and never stand in a file"
-                self._add("secrets are names of environment variables", ("secrets", index), hint)
+                self._add("secrets are names of environment variables, in capitals", ("secrets", index), hint)
         return tuple(str(name) for name in names)
 
     def _env(self, values: Mapping[str, object]) -> dict[str, str]:
@@ -223,15 +239,22 @@ class _Reader:
         for key, value in raw.items():
             if SECRET_NAME.search(key):
                 hint = f"remove it, write `secrets: [{key}]` and export {key} where you start the run"
-                self._add(f"env.{key} looks like a secret, and a file is no place for one", ("env", key), hint)
+                self._add(
+                    f"env.{key} looks like a secret, and a file is no place for one",
+                    ("env", key),
+                    hint,
+                    "secret-in-file",
+                )
             elif not isinstance(value, str):
-                self._add(f"env.{key} must be text", ("env", key), f'put it in quotes: {key}: "{value}"')
+                self._add(f"env.{key} must be text", ("env", key), f'put it in quotes: {key}: "{value}"', "wrong-type")
         return {key: str(value) for key, value in raw.items()}
 
     def _mlflow(self, values: Mapping[str, object]) -> Mlflow | None:
         tracking = values.get("tracking")
         if tracking in (None, "none"):
             return None
+        if tracking == "mlflow":
+            return Mlflow()
         if not isinstance(tracking, dict) or set(tracking) != {"mlflow"}:
             hint = "tracking: none, or tracking: {mlflow: {uri: https://..., experiment: my_experiment}}"
             self._add("tracking must be none or mlflow", ("tracking",), hint)
@@ -246,5 +269,10 @@ class _Reader:
         train: dict[str, object] = self._take(values, "train", dict, {})
         for key in train:
             if key in OWNED:
-                self._add(f"train.{key} is written by the launcher", ("train", key), f"set '{OWNED[key]}' instead")
+                self._add(
+                    f"train.{key} is written by the launcher",
+                    ("train", key),
+                    f"set '{OWNED[key]}' instead",
+                    "owned-key",
+                )
         return train

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
-import yaml
-
 from cpt_launcher import assets, yamlfile
 from cpt_launcher.config import Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
@@ -65,19 +62,24 @@ def ray_resources(resources: Resources, *, anyscale: bool) -> tuple[dict[str, ob
 
 
 def _fill(name: str, values: Mapping[str, object]) -> str:
+    import jinja2  # not at the top: only a plan renders, and `cpt --help` is to be instant
+    import yaml
+
     path = assets.template(name)
     try:
         source = path.read_text(encoding="utf-8")
     except OSError:
         hint = "template: cpt, or the path of a .j2 file of yours"
-        raise ConfigError(Problem(f"there is no template '{name}'", str(path), hint)) from None
+        raise ConfigError(Problem(f"there is no template '{name}'", str(path), hint, "launcher-template")) from None
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.globals["entry"] = lambda key, value: yamlfile.dump({key: value})
     try:
         text = environment.from_string(source).render(values)
         parsed = yaml.safe_load(text)
     except (jinja2.TemplateError, yaml.YAMLError, TypeError, ArithmeticError) as error:
-        raise ConfigError(Problem(f"the template failed: {error}", str(path))) from None
+        raise ConfigError(Problem(f"the template failed: {error}", str(path), rule="launcher-template")) from None
     if not isinstance(parsed, dict):
-        raise ConfigError(Problem("the template does not make a mapping of arguments", str(path)))
+        raise ConfigError(
+            Problem("the template does not make a mapping of arguments", str(path), rule="launcher-template")
+        )
     return text

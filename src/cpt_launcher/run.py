@@ -6,6 +6,7 @@ import collections
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 from cpt_launcher import launch, preflight, record, results, stage
 from cpt_launcher.config import PlainConfig, RunConfig
@@ -99,6 +100,7 @@ def _launch(plan: Plan, environ: Mapping[str, str], show: Show) -> tuple[launch.
     env = {key: value for key, value in environ.items() if key not in UNSET} | dict(plan.env)
     show.step(f"starts {' '.join(plan.argv)}")
     with stage.append_to(plan.layout.train_log) as log:
+        log.write(f"cpt: started {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC\n")
 
         def sink(line: str) -> None:
             clean = redact(line, hidden)
@@ -114,7 +116,8 @@ def _conclude(plan: Plan, known: record.Record, exited: launch.Exit, tail: list[
     layout, log = plan.layout, str(plan.layout.train_log)
     if exited.interrupted_by is not None:
         record.end(layout, known, "interrupted", InterruptedRunError.exit_code, exited.interrupted_by.name)
-        hint = "the same command goes on from the newest checkpoint"
+        saved = plan.output is not None and results.checkpoints(plan.output)
+        hint = "the same command goes on from the newest checkpoint" if saved else "the same command starts it over"
         raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", log, hint))
     if exited.code != 0:
         cause = results.cause(tail) or f"the training process ended with {exited.code}"

@@ -17,12 +17,17 @@ from cpt_launcher.errors import ConfigError, Problem
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000
+MAX_DEPTH = 100
 
 KeyPath = tuple["str | int", ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with YAML 1.2's floats."""
+class _Yaml11Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, in C where it is built."""
+
+
+class _Loader(_Yaml11Loader):
+    """The same, with YAML 1.2's floats."""
 
 
 _Loader.add_implicit_resolver(
@@ -53,72 +58,98 @@ class Document:
     value: object
     keys: Mapping[KeyPath, Mark]
     values: Mapping[KeyPath, Mark]
+    overridden: frozenset[KeyPath] = frozenset()
 
     def where(self, *key: str | int) -> str:
         """`path:line:column` of the key, or of its nearest parent that has a place in the file."""
+        if any(key[:n] in self.overridden for n in range(1, len(key) + 1)):
+            return "command line"
         mark = next((self.keys[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.keys), None)
         return f"{self.path}:{mark.line}:{mark.column}" if mark else str(self.path)
 
 
-def read(path: Path) -> Document:
-    """Read and parse a YAML or JSON file.
+def read(path: Path, *, yaml11: bool = False) -> Document:
+    """Read and parse a YAML or JSON file; see `parse`.
 
     Raises:
         ConfigError: the file is missing, unreadable, too large, not UTF-8, or not YAML.
     """
     try:
+        if path.exists() and not path.is_dir() and not path.is_file():  # a pipe would be waited for
+            raise ConfigError(_unreadable(f"{path} is not a regular file", path, "name a YAML file"))
         if path.is_dir():
-            raise ConfigError(Problem(f"{path} is a folder, not a YAML file", str(path), "name a file in it"))
+            raise ConfigError(_unreadable(f"{path} is a folder, not a YAML file", path, "name a file in it"))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(
-            Problem(f"there is no file {path}", str(Path.cwd()), "check the path, or see `cpt configs list`")
-        ) from None
+        hint = "check the path, or see `cpt configs list`"
+        raise ConfigError(_unreadable(f"there is no file {path}", Path.cwd(), hint)) from None
     except OSError as error:
-        raise ConfigError(Problem(f"cannot read {path}: {error.strerror}", str(path))) from None
+        raise ConfigError(_unreadable(f"cannot read {path}: {error.strerror}", path, "check the file")) from None
     if len(raw) > MAX_BYTES:
         hint = "is it a data file? Data belongs into a dataset registry"
-        raise ConfigError(Problem(f"larger than {MAX_BYTES:,} bytes", str(path), hint))
+        raise ConfigError(_unreadable(f"larger than {MAX_BYTES:,} bytes", path, hint))
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(Problem(f"not UTF-8 text (byte {error.start})", str(path), "save it as UTF-8")) from None
-    return parse(text, path)
+        raise ConfigError(_unreadable(f"not UTF-8 text (byte {error.start})", path, "save it as UTF-8")) from None
+    return parse(text, path, yaml11=yaml11)
 
 
-def parse(text: str, path: Path) -> Document:
-    """Parse YAML (and so JSON) text; `path` is only for messages.
+def _unreadable(what: str, path: Path, hint: str) -> Problem:
+    return Problem(what, str(path), hint, "file-unreadable")
+
+
+def parse(text: str, path: Path, *, yaml11: bool = False) -> Document:
+    """Parse YAML (and so JSON) text.
+
+    Args:
+        path: only for messages.
+        yaml11: read `1e-4` as LLaMA-Factory will, as text.
 
     Raises:
         ConfigError: not YAML, a key given twice, or more than `MAX_NODES` values once anchors are expanded.
     """
     try:
-        loader = _Loader(text)
+        _bounded(text)
+        loader = _Yaml11Loader(text) if yaml11 else _Loader(text)
         builder = _Builder(loader, path)
         node = loader.get_single_node()
         value = builder.build(node, ()) if node is not None else None
     except yaml.MarkedYAMLError as error:
-        place = error.problem_mark or error.context_mark
-        mark = Mark.of(place) if place else Mark(1, 1)
-        hint = "indent with spaces" if "\\t" in str(error.problem) else "see the line and the one above it"
-        raise ConfigError(
-            Problem(f"not valid YAML: {error.problem}", f"{path}:{mark.line}:{mark.column}", hint)
-        ) from None
+        raise ConfigError(_syntax(error, text, path)) from None
     except yaml.YAMLError as error:
         what = str(error).splitlines()[0]
-        raise ConfigError(Problem(f"not valid YAML: {what}", str(path), "is it a text file?")) from None
-    except RecursionError:
-        raise ConfigError(Problem("nested too deeply", str(path), "flatten it")) from None
+        raise ConfigError(Problem(f"not valid YAML: {what}", str(path), "is it a text file?", "yaml-syntax")) from None
     if builder.problems:
         raise ConfigError(*builder.problems)
     return Document(path, text, value, builder.keys, builder.values)
 
 
+def _bounded(text: str) -> None:
+    """Refuse what the composer could not survive: it recurses, in C, without a limit of its own."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH or count > 2 * MAX_NODES:
+            what = "nested too deeply" if depth > MAX_DEPTH else "too many values"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=event.start_mark)  # type: ignore[arg-type]
+
+
+def _syntax(error: yaml.MarkedYAMLError, text: str, path: Path) -> Problem:
+    place = error.problem_mark or error.context_mark
+    mark = Mark.of(place) if place else Mark(1, 1)
+    line = [*text.split("\n"), ""][min(mark.line - 1, text.count("\n"))]
+    is_tab = line[mark.column - 1 : mark.column] == "\t"
+    what = "a tab; YAML is indented with spaces" if is_tab else error.problem
+    hint = "use spaces" if is_tab else "look at this line and the one above it"
+    return Problem(f"not valid YAML: {what}", f"{path}:{mark.line}:{mark.column}", hint, "yaml-syntax")
+
+
 class _Builder:
     """Builds plain values from YAML nodes and notes where each came from."""
 
-    def __init__(self, loader: _Loader, path: Path) -> None:
+    def __init__(self, loader: _Yaml11Loader, path: Path) -> None:
         self.loader = loader
         self.path = path
         self.keys: dict[KeyPath, Mark] = {}
@@ -128,6 +159,8 @@ class _Builder:
 
     def build(self, node: yaml.Node, at: KeyPath) -> object:
         self.nodes += 1
+        if len(at) > MAX_DEPTH:  # only an anchor inside itself gets here
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=node.start_mark)
         if self.nodes > MAX_NODES:
             raise yaml.MarkedYAMLError(problem="too many values (anchors expanded)", problem_mark=node.start_mark)
         self.values[at] = Mark.of(node.start_mark)
@@ -154,9 +187,8 @@ class _Builder:
             if (*at, key) in written and id(key_node) in own:
                 first = self.keys[(*at, key)]
                 where = f"{self.path}:{mark.line}:{mark.column}"
-                self.problems.append(
-                    Problem(f"key '{key}' stands here and in line {first.line}", where, "remove one of the two")
-                )
+                what = f"key '{key}' stands here and in line {first.line}"
+                self.problems.append(Problem(what, where, "remove one of the two", "duplicate-key"))
             if id(key_node) in own:
                 written.add((*at, key))
             self.keys[(*at, key)] = mark

@@ -1,0 +1,149 @@
+"""The arguments of a run, and the rules that the schema alone decides: names, types, choices, ranges."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from cpt_launcher.errors import Problem
+from cpt_launcher.findings import Finding, Severity, of
+from cpt_launcher.schema import Schema
+
+# Smallest and largest value; an open end excludes itself.
+RANGES: dict[str, str] = {
+    "per_device_train_batch_size": "[1, inf)",
+    "per_device_eval_batch_size": "[1, inf)",
+    "gradient_accumulation_steps": "[1, inf)",
+    "cutoff_len": "[1, inf)",
+    "ray_num_workers": "[1, inf)",
+    "preprocessing_num_workers": "[1, inf)",
+    "preprocessing_batch_size": "[1, inf)",
+    "max_samples": "[1, inf)",
+    "save_total_limit": "[1, inf)",
+    "num_train_epochs": "(0, inf)",
+    "learning_rate": "[0, inf)",
+    "warmup_ratio": "[0, 1]",
+    "warmup_steps": "[0, inf)",
+    "weight_decay": "[0, inf)",
+    "max_grad_norm": "[0, inf)",
+    "logging_steps": "(0, inf)",
+    "save_steps": "(0, inf)",
+    "eval_steps": "(0, inf)",
+    "dataloader_num_workers": "[0, inf)",
+    "val_size": "[0, inf)",
+    "adam_beta1": "[0, 1)",
+    "adam_beta2": "[0, 1)",
+    "seed": "[0, inf)",
+    "max_steps": "[-1, inf)",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of one run, and where each stands.
+
+    `given` are those that the user wrote as LLaMA-Factory's; `values` adds what the launcher derives.
+    `on_ray` says whether Ray will run it; `gpus` whether its workers have GPUs.
+    """
+
+    given: Mapping[str, object]
+    values: Mapping[str, object]
+    where: Callable[[str], str]
+    schema: Schema
+    on_ray: bool
+    gpus: bool
+
+    def get(self, name: str) -> object:
+        """The value, or LLaMA-Factory's default."""
+        argument = self.schema.arguments.get(name)
+        return self.values.get(name, argument.default if argument else None)
+
+    def number(self, name: str) -> float | None:
+        """The value if it is a number."""
+        value = self.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def finding(self, severity: Severity, rule: str, name: str, what: str, hint: str = "") -> Finding:
+        return of(Problem(what, self.where(name), hint, rule), severity)
+
+    def error(self, rule: str, name: str, what: str, hint: str = "") -> Finding:
+        return self.finding("error", rule, name, what, hint)
+
+    def warning(self, rule: str, name: str, what: str, hint: str = "") -> Finding:
+        return self.finding("warning", rule, name, what, hint)
+
+
+def near(name: str, known: Mapping[str, object] | tuple[str, ...], otherwise: str = "") -> str:
+    """A did-you-mean for `name`, or what to say if nothing is near."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
+
+
+def unknown_arguments(args: Arguments) -> Iterator[Finding]:
+    schema = args.schema
+    for name in args.given:
+        if name in schema.arguments:
+            continue
+        added = [version for version, names in schema.adds.items() if name in names]
+        hint = near(name, schema.arguments, "LLaMA-Factory would refuse it in the workers")
+        if added:
+            hint = f"LLaMA-Factory {added[0]} has it; this launcher runs {schema.version}"
+        if name == "evaluation_strategy":
+            hint = "it is called eval_strategy now"
+        yield args.error("unknown-argument", name, f"LLaMA-Factory {schema.version} has no argument '{name}'", hint)
+
+
+def wrong_types(args: Arguments) -> Iterator[Finding]:
+    for name, value in args.given.items():
+        argument = args.schema.arguments.get(name)
+        if argument is None or argument.accepts(value):
+            continue
+        if isinstance(value, str) and "${" in value:
+            continue  # unexpanded_variables says it better
+        if isinstance(value, str) and argument.is_number and (number := as_number(value)) is not None:
+            yield args.error("number-as-text", name, f"{name}: {value!r} is text to YAML 1.1", f"write {number!r}")
+        else:
+            kinds = " or ".join(dict.fromkeys(argument.types))
+            yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}")
+
+
+def wrong_choices(args: Arguments) -> Iterator[Finding]:
+    for name, value in args.given.items():
+        argument = args.schema.arguments.get(name)
+        choices = argument.choices if argument else ()
+        if name == "template":
+            choices = tuple(args.schema.templates)
+        if choices and isinstance(value, str) and value not in choices:
+            hint = near(value, choices, f"one of {', '.join(map(str, choices[:12]))}")
+            yield args.error("wrong-choice", name, f"{name} cannot be {short(value)}", hint)
+
+
+def out_of_range(args: Arguments) -> Iterator[Finding]:
+    for name, span in RANGES.items():
+        value = args.number(name) if name in args.given else None
+        low, high = (float(end) for end in span[1:-1].split(", "))
+        if value is None or (low < value < high):
+            continue
+        if math.isnan(value) or not ((value == low and span[0] == "[") or (value == high and span[-1] == "]")):
+            yield args.error("out-of-range", name, f"{name} must be in {span}, not {args.given[name]!r}")
+
+
+def unexpanded_variables(args: Arguments) -> Iterator[Finding]:
+    for name, value in args.given.items():
+        if isinstance(value, str) and "${" in value:
+            yield args.error("unexpanded-variable", name, f"{name}: {short(value)} stays as it is", "write it out")
+
+
+def as_number(text: str) -> float | int | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() and text.strip("+-").isdigit() else value
+
+
+def short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,159 @@
+"""Rules on dataset registries and on the data behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cpt_launcher import corpus
+from cpt_launcher.arguments import Arguments, near
+from cpt_launcher.dataset import REMOTE_KEYS, Entry
+from cpt_launcher.errors import Problem
+from cpt_launcher.findings import Finding, Severity, of
+from cpt_launcher.yamlfile import Document
+
+# LLaMA-Factory 0.9.3, data/parser.py, DatasetAttr
+ENTRY_KEYS = (
+    *REMOTE_KEYS, "file_name", "source", "formatting", "ranking", "subset", "split", "folder", "num_samples",
+    "columns", "tags",
+)  # fmt: skip
+COLUMN_KEYS = (
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios", "chosen",
+    "rejected", "kto_tag",
+)  # fmt: skip
+# Packing is worth a word where more than this share of the blocks is likely lost.
+LOSS = 0.01
+MAP_BATCH = 1000  # documents, preprocessing_batch_size's default
+
+
+def is_registry(path: Path, values: Mapping[str, object]) -> bool:
+    """Whether a mapping is a dataset registry."""
+    signs = {*REMOTE_KEYS, "file_name", "source"}
+    entries = [isinstance(entry, dict) and bool(signs & set(entry)) for entry in values.values()]
+    return path.name == "dataset_info.json" or (bool(entries) and all(entries))
+
+
+def check_entry(document: Document, entry: Entry, *, used: bool) -> Iterator[Finding]:
+    """One entry. `used`: continued pre-training wants it, so that its columns are no matter of taste."""
+    name, fields = entry.name, entry.fields
+
+    def finding(severity: Severity, rule: str, what: str, hint: str = "", *key: str) -> Finding:
+        return of(Problem(what, document.where(name, *key), hint, rule), severity)
+
+    for key in fields:
+        if key not in ENTRY_KEYS:
+            yield finding("warning", "registry-key", f"LLaMA-Factory ignores '{key}'", near(key, ENTRY_KEYS), key)
+    raw = fields.get("columns")
+    columns = raw if isinstance(raw, dict) else {}
+    for key in columns:
+        if key not in COLUMN_KEYS:
+            hint = near(key, COLUMN_KEYS, f'"prompt": "{key}" names the text column')
+            yield finding("error", "registry-columns", f"'{key}' is no role of a column", hint, "columns", key)
+    if not isinstance(columns.get("prompt"), str):
+        what = f"entry '{name}' does not say which column holds the text"
+        severity: Severity = "error" if used else "warning"
+        yield finding(severity, "registry-columns", what, '"columns": {"prompt": "text"}', "columns")
+    if used and ("response" in columns or "history" in columns or fields.get("formatting") == "sharegpt"):
+        what = "continued pre-training uses the prompt column alone; the rest of each record is left out"
+        yield finding("warning", "registry-format", what, "join the texts in one column", "columns")
+    if used and fields.get("ranking") is True:
+        yield finding("error", "registry-format", "ranking data is not for pre-training", "remove it", "ranking")
+    if fields.get("formatting") not in (None, "alpaca", "sharegpt"):
+        hint = "leave it out: alpaca is the default"
+        yield finding("error", "registry-format", f"no such formatting: {fields['formatting']!r}", hint, "formatting")
+    if fields.get("num_samples") is not None:
+        what = f"{fields['num_samples']} random documents are used, repeated if there are fewer"
+        yield finding("warning", "registry-samples", what, "remove it to use each once", "num_samples")
+    yield from _file(document, entry)
+
+
+def _file(document: Document, entry: Entry) -> Iterator[Finding]:
+    key = "source" if document.keys.get((entry.name, "source")) else "file_name"
+    where = document.where(entry.name, key)
+    name = entry.staged_name if entry.source else None
+    if entry.source is None or name is None:
+        return
+    path = Path(entry.source)
+    is_remote = "://" in entry.source
+    if not is_remote and not path.exists():
+        given = str(entry.fields.get(key, ""))
+        severity: Severity = "warning" if given.startswith("/") else "error"  # the cluster may have it
+        yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, "", "registry-file"), severity)
+        return
+    names = [shard.name for shard in shards(path)] if not is_remote and path.is_dir() else [name]
+    kinds = {Path(shard).suffix for shard in names}
+    bad = sorted(kind or "no ending" for kind in kinds if kind not in corpus.EXTENSIONS)
+    if bad:
+        what = f"LLaMA-Factory does not load {', '.join(bad)}"
+        yield of(Problem(what, where, f"only {' '.join(corpus.EXTENSIONS)}, lower case", "registry-file"))
+    elif len(kinds) > 1:
+        what = f"a folder must hold files of one kind, not {', '.join(sorted(kinds))}"
+        yield of(Problem(what, where, "move the others away", "registry-file"))
+    elif not names:
+        yield of(Problem(f"the folder is empty: {path}", where, "", "registry-file"))
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of a dataset: itself, or those in its folder that staging takes along."""
+    if not path.is_dir():
+        return [path]
+    return sorted(item for item in path.rglob("*") if item.is_file() and not item.name.startswith((".", "_")))
+
+
+def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str]]:
+    """Read a local dataset: findings on its records, and a line of counts."""
+    columns = entry.fields.get("columns")
+    column = columns.get("prompt") if isinstance(columns, dict) else None
+    if entry.source is None or "://" in entry.source or not isinstance(column, str):
+        return [], [f"{entry.name}: not read, it is not on this machine or names no text column"]
+    found: list[Finding] = []
+    reports = []
+    for path in shards(Path(entry.source)):
+        if path.suffix not in corpus.READABLE or not path.is_file():
+            return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"]
+        try:
+            report = corpus.read(path, column)
+        except OSError as error:
+            return [of(Problem(f"cannot read it: {error.strerror}", str(path), rule="registry-file"))], []
+        reports.append(report)
+        found += _records(report)
+    documents, tokens = sum(r.documents for r in reports), sum(r.tokens for r in reports)
+    size = sum(r.text_bytes for r in reports)
+    note = f"{entry.name}: {documents:,} documents, {size:,} bytes of text, about {tokens:,} tokens (estimated)"
+    block = int(args.number("cutoff_len") or 0) if args else 0
+    if args is None or block < 1 or not documents:
+        return found, [note]
+    return found + _packing(args, entry, documents, size, tokens), [f"{note}, {tokens // block:,} blocks of {block}"]
+
+
+def _records(report: corpus.Report) -> Iterator[Finding]:
+    yield from (of(problem) for problem in report.problems())
+    if report.empty:
+        what = f"{report.empty_count:,} records without text, the first in line {report.empty[0]}"
+        hint = "each trains one end-of-text token"
+        yield of(Problem(what, f"{report.path}:{report.empty[0]}:1", hint, "data-record"), "warning")
+
+
+def _packing(args: Arguments, entry: Entry, documents: int, size: int, tokens: int) -> list[Finding]:
+    """Blocks and what is lost of them. Each map batch of each process drops what does not fill a block
+    (LLaMA-Factory 0.9.3, data/processor/pretrain.py): half a block on average.
+    """
+    where = args.where("dataset")
+    block = int(args.number("cutoff_len") or 1)
+    if size + documents < block:  # not even at a token a byte
+        what = f"'{entry.name}' cannot fill one block of {block} tokens"
+        return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"))]
+    blocks = tokens // block
+    step = int(args.number("per_device_train_batch_size") or 1) * int(args.number("ray_num_workers") or 1)
+    if blocks < step:
+        what = f"'{entry.name}' has about {blocks} blocks of {block} tokens, and a step takes {step}"
+        return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"), "warning")]
+    processes = max(1, min(int(args.number("preprocessing_num_workers") or 1), documents))
+    batch = int(args.number("preprocessing_batch_size") or MAP_BATCH)
+    batches = processes * math.ceil(documents / processes / batch)
+    if batches > 1 and batches / 2 > LOSS * blocks:
+        what = f"about {batches / 2:.0f} of {blocks} blocks are lost: {batches} map batches each drop their remainder"
+        hint = "preprocessing_num_workers: 1" if processes > 1 else "a larger preprocessing_batch_size"
+        return [of(Problem(what, args.where("preprocessing_num_workers"), hint, "data-loss"), "warning")]
+    return []

@@ -1,0 +1,256 @@
+"""`cpt validate`: every mistake in files and folders, without the training stack."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cpt_launcher import (
+    assets,
+    check_arguments,
+    check_data,
+    check_deepspeed,
+    dataset,
+    plan,
+    reader,
+    schema,
+    strict,
+    yamlfile,
+)
+from cpt_launcher.arguments import Arguments
+from cpt_launcher.config import LAUNCHER_KEYS, OWNED, RunConfig
+from cpt_launcher.errors import ConfigError, CptError, DataError, Problem
+from cpt_launcher.findings import Finding, of, ordered
+from cpt_launcher.yamlfile import Document
+
+SUFFIXES = (".yaml", ".yml", ".json")
+SKIPPED = ("node_modules", "__pycache__")
+# Hugging Face, Databricks, OpenAI, AWS, GitHub
+_TOKEN = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|dapi[0-9a-f]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,})"
+)
+_PLACEHOLDER = re.compile(r"<[A-Za-z][\w -]*>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to look at: `data` reads the corpora too, `strict` asks LLaMA-Factory."""
+
+    overrides: tuple[str, ...] = ()
+    data: bool = False
+    strict: bool = False
+    environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that was found in `files` files, and remarks such as token counts."""
+
+    files: int
+    findings: list[Finding]
+    notes: list[str]
+
+
+def validate(paths: Sequence[Path], options: Options) -> Report:
+    """Check files, and what is recognised in folders."""
+    checker = _Checker(options)
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            for inner in _walk(path, checker):
+                checker.check(inner, named=False)
+        else:
+            checker.check(path, named=True)
+    return Report(checker.files, ordered(checker.found), list(dict.fromkeys(checker.notes)))
+
+
+def refuse(found: Sequence[Finding]) -> None:
+    """Stop a run at the errors among findings.
+
+    Raises:
+        ConfigError: at least one is about configuration.
+        DataError: all are about data.
+    """
+    errors = [item for item in found if item.severity == "error"]
+    problems = [
+        Problem(item.message, f"{item.path}:{item.line}:{item.column}", item.hint, item.rule) for item in errors
+    ]
+    if problems:
+        raise (DataError if all(item.is_data for item in errors) else ConfigError)(*problems)
+
+
+def _walk(folder: Path, checker: _Checker) -> Iterator[Path]:
+    """YAML and JSON files below a folder; links to folders are not followed."""
+
+    def on_error(error: OSError) -> None:
+        checker.add(Problem(f"cannot read it: {error.strerror}", str(error.filename), "", "file-unreadable"))
+
+    for root, folders, names in os.walk(folder, onerror=on_error):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED)
+        yield from (Path(root, name) for name in sorted(names) if name.endswith(SUFFIXES))
+
+
+class _Checker:
+    """Collects findings over files."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.files = 0
+        self.found: list[Finding] = []
+        self.notes: list[str] = []
+
+    def add(self, *problems: Problem) -> None:
+        self.found += [of(problem) for problem in problems]
+
+    def check(self, path: Path, *, named: bool) -> None:
+        """One file; `named` by the user, so that one which is nothing of ours is a mistake."""
+        try:
+            document = yamlfile.read(path)
+            if isinstance(document.value, dict) and reader.is_plain(document.value):
+                document = yamlfile.read(path, yaml11=True)
+            if isinstance(document.value, dict):
+                document = reader.overridden(document, self.options.overrides)
+        except CptError as error:
+            self.files += 1
+            self.add(*error.problems)
+            return
+        values = document.value if isinstance(document.value, dict) else {}
+        if not self._recognised(document, path, values):
+            if named:
+                self.add(Problem("this is nothing that cpt knows", f"{path}:1:1", "a config has name:", "unknown-file"))
+            return
+        self.files += 1
+        self.found += _leaks(document)
+
+    def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
+        if check_deepspeed.is_deepspeed(values):
+            self.found += check_deepspeed.check(document)
+        elif reader.is_plain(values):
+            self._plain(document, values)
+        elif set(values) & set(LAUNCHER_KEYS):
+            self._launcher(document, values)
+        elif check_data.is_registry(path, values):
+            self._registry(document, path)
+        else:
+            return False
+        return True
+
+    def _registry(self, document: Document, path: Path) -> None:
+        try:
+            entries = dataset.read_registry(path)
+        except CptError as error:
+            self.add(*error.problems)
+            return
+        for entry in entries.values():
+            self.found += check_data.check_entry(document, entry, used=False)
+            self._bytes(entry, None)
+
+    def _bytes(self, entry: dataset.Entry, args: Arguments | None) -> None:
+        if self.options.data:
+            found, notes = check_data.check_bytes(entry, args)
+            self.found += found
+            self.notes += notes
+
+    def _plain(self, document: Document, values: dict[str, object]) -> None:
+        on_ray = any(key.startswith("ray_") or key == "resources_per_worker" for key in values)
+        if on_ray:
+            try:
+                reader.parse(document, (), self.options.environ)
+            except CptError as error:
+                self.add(*error.problems)
+        wanted = values.get("resources_per_worker", {"GPU": 1})
+        gpus = not isinstance(wanted, dict) or "GPU" in wanted
+        args = Arguments(values, values, lambda name: document.where(name), schema.load(), on_ray, gpus)
+        self.found += check_arguments.check(args)
+        if self.options.strict:
+            self.found += strict.check(values, args.where)
+        deepspeed = values.get("deepspeed")
+        if isinstance(deepspeed, str) and deepspeed.startswith("/") and Path(deepspeed).is_file():
+            self._deepspeed(Path(deepspeed), args)
+
+    def _launcher(self, document: Document, values: dict[str, object]) -> None:
+        config = None
+        try:
+            config = reader.parse(document, (), self.options.environ)
+        except CptError as error:
+            self.add(*error.problems)
+        train = config.train if isinstance(config, RunConfig) else values.get("train")
+        train = {key: value for key, value in train.items() if key not in OWNED} if isinstance(train, dict) else {}
+        args = _arguments(document, train, config if isinstance(config, RunConfig) else None)
+        self.found += check_arguments.check(args)
+        if isinstance(config, RunConfig):
+            self._around(document, config, args)
+            if self.options.strict and not self.found:
+                rendered = yamlfile.parse(plan.plan_run(config, {}).train_yaml, config.path).value
+                self.found += strict.check(rendered if isinstance(rendered, dict) else {}, args.where)
+
+    def _around(self, document: Document, config: RunConfig, args: Arguments) -> None:
+        """What a config points at: its storage, its datasets, its DeepSpeed file, its template."""
+        if re.match(r"/mnt/cluster_storage(/|$)", str(config.storage)):
+            what = "/mnt/cluster_storage goes with its cluster; a job has its own and loses it"
+            hint = "for a job: /mnt/user_storage or /mnt/shared_storage"
+            self.found.append(of(Problem(what, document.where("storage"), hint, "storage-scope"), "warning"))
+        try:
+            folders = assets.search_path(assets.DATASETS, config.path)
+            for entry in dataset.find(config.datasets, folders, config.storage):
+                self.found += check_data.check_entry(yamlfile.read(entry.registry), entry, used=True)
+                self._bytes(entry, args)
+        except CptError as error:
+            self.add(*(_placed(problem, document, "dataset") for problem in error.problems))
+        try:
+            deepspeed = plan.deepspeed_file(config)
+            if deepspeed:
+                self._deepspeed(deepspeed, args)
+        except CptError as error:
+            self.add(*(_placed(problem, document, "deepspeed") for problem in error.problems))
+        if not assets.template(config.template).is_file():
+            what = f"there is no template '{config.template}'"
+            self.add(Problem(what, document.where("template"), "template: cpt", "launcher-template"))
+
+    def _deepspeed(self, path: Path, args: Arguments) -> None:
+        found = yamlfile.read(path)
+        self.found += check_deepspeed.check(found)
+        self.found += check_deepspeed.check_together(found, args)
+
+
+def _arguments(document: Document, train: Mapping[str, object], config: RunConfig | None) -> Arguments:
+    """A launcher config's arguments: those under `train:`, and those that its other keys stand for."""
+    derived: dict[str, object] = {"stage": "pt", "do_train": True, "finetuning_type": "full", "report_to": "none"}
+    if config:
+        derived["ray_num_workers"] = config.resources.workers
+
+    def where(name: str) -> str:
+        return document.where("train", name) if name not in OWNED else document.where(OWNED[name])
+
+    gpus = config is None or config.resources.device == "gpu"
+    return Arguments(train, {**derived, **train}, where, schema.load(), on_ray=True, gpus=gpus)
+
+
+def _placed(problem: Problem, document: Document, key: str) -> Problem:
+    """A problem that names no place in this document gets the place of the key it came through."""
+    inside = problem.where.startswith(str(document.path)) or re.search(r":\d+:\d+$", problem.where)
+    return problem if inside and ":" in problem.where else dataclasses.replace(problem, where=document.where(key))
+
+
+def _leaks(document: Document) -> Iterator[Finding]:
+    """Tokens by their shape, and placeholders that nobody filled in."""
+    for path, value in _leaves(document.value):
+        if _TOKEN.search(value):
+            hint = "remove it and revoke it: it has been in a file. Export it where you start the run"
+            yield of(Problem("this looks like a secret", document.where(*path), hint, "secret-in-file"))
+        elif match := _PLACEHOLDER.search(value):
+            what = f"{match[0]} is a placeholder"
+            yield of(Problem(what, document.where(*path), "put in your own value", "placeholder"))
+
+
+def _leaves(value: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*at, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, (*at, index))
+    elif isinstance(value, str):
+        yield at, value
