@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cpu_workers": set(),
     "yamlfile": {"errors"},
     "config": set(),
-    "reader": {"config", "errors", "yamlfile"},
+    "reader": {"assets", "config", "errors", "yamlfile"},
     "secrets": {"config"},
     "dataset": {"assets", "errors", "yamlfile"},
     "render": {"assets", "config", "errors", "layout", "yamlfile"},
@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "arguments": {"errors", "findings", "schema"},
     "check_arguments": {"arguments", "findings"},
     "check_deepspeed": {"arguments", "errors", "findings", "schema", "yamlfile"},
-    "check_data": {"arguments", "corpus", "dataset", "errors", "findings", "yamlfile"},
+    "check_data": {"arguments", "assets", "corpus", "dataset", "errors", "findings", "yamlfile"},
     "strict": {"errors", "findings"},
     "validate": {
         "arguments", "assets", "check_arguments", "check_data", "check_deepspeed", "config", "dataset", "errors",

@@ -117,3 +117,45 @@ def test_the_wheel_brings_configs_and_templates(tmp_path: Path) -> None:
 
 def folder_files(folder: str) -> list[str]:
     return [f"{folder}/{path.name}" for path in (REPOSITORY / folder).iterdir()]
+
+
+def test_configs_list_show_copy(cpt: Cpt, workspace: Path) -> None:
+    assert "configs/gemma3_4b.yaml" in cpt("configs", "list").out.splitlines()
+    assert (
+        cpt("configs", "show", "ds_z3_config.json").out
+        == (REPOSITORY / "deepspeed-configs" / "ds_z3_config.json").read_text()
+    )
+    assert cpt("configs", "copy", "tiny_cpu").code == 0
+    first, *rest = (workspace / "tiny_cpu.yaml").read_text().splitlines()
+    assert rest == (REPOSITORY / "configs" / "tiny_cpu.yaml").read_text().splitlines()[1:]
+    assert Path(first.partition("file://")[2]).is_file()
+    assert cpt("validate", "tiny_cpu.yaml").code == 0
+    again = cpt("configs", "copy", "tiny_cpu")
+    assert (again.code, "is there already" in again.err) == (2, True)
+    assert cpt("configs", "show", "nope").code == 2
+
+
+def test_schema_prints_json(cpt: Cpt) -> None:
+    assert json.loads(cpt("schema").out)["title"] == "cpt-launcher config"
+
+
+def test_bad_data_stops_a_staging_before_it_writes(cpt: Cpt, workspace: Path) -> None:
+    (workspace / "dataset-configs" / "corpus.jsonl").write_text('{"text": "a"}\n{"txt": 1}\n')
+    done = cpt("stage-data", "my.yaml")
+    assert done.code == 3
+    assert "corpus.jsonl:2:1" in done.err
+    assert list((workspace / "storage").iterdir()) == []
+
+
+@pytest.mark.e2e
+def test_strict_asks_llamafactory(workspace: Path) -> None:
+    good, bad = workspace / "good.yaml", workspace / "bad.yaml"
+    good.write_text((workspace / "my.yaml").read_text().replace("cutoff_len: 128", "cutoff_len: 128, bf16: true"))
+    # our own rules do not know this one
+    bad.write_text(good.read_text().replace("bf16: true", "bf16: true, predict_with_generate: true"))
+    command = [sys.executable, "-m", "cpt_launcher", "validate", "--strict"]
+    done = subprocess.run([*command, str(good)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    done = subprocess.run([*command, str(bad)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{bad}:8:38: error[strict]: `predict_with_generate` cannot be set as True except SFT." in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cpt_launcher.errors import ConfigError, Problem
@@ -13,6 +14,21 @@ REGISTRY = "dataset_info.json"
 SCHEMA_LINE = "# yaml-language-server: $schema=../src/cpt_launcher/data/config.schema.json"
 
 _PACKAGE = Path(__file__).resolve().parent
+
+
+def from_user(text: str) -> Path:
+    """A path that a user wrote, absolute and with `~` expanded; unlike pathlib's own, it never fails."""
+    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is such a file; text that cannot be a path (too long, a null byte) is none."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_dir(path: Path | str) -> bool:
+    """Whether there is such a folder; see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def shipped(folder: str) -> Path:

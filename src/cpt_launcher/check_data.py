@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cpt_launcher import corpus
+from cpt_launcher import assets, corpus, dataset
 from cpt_launcher.arguments import Arguments, near
 from cpt_launcher.dataset import REMOTE_KEYS, Entry
 from cpt_launcher.errors import Problem
@@ -76,12 +76,12 @@ def _file(document: Document, entry: Entry) -> Iterator[Finding]:
         return
     path = Path(entry.source)
     is_remote = "://" in entry.source
-    if not is_remote and not path.exists():
+    if not is_remote and not assets.is_dir(path) and not assets.is_file(path):
         given = str(entry.fields.get(key, ""))
         severity: Severity = "warning" if given.startswith("/") else "error"  # the cluster may have it
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, "", "registry-file"), severity)
         return
-    names = [shard.name for shard in shards(path)] if not is_remote and path.is_dir() else [name]
+    names = [shard.name for shard in dataset.shards(path)] if not is_remote and assets.is_dir(path) else [name]
     kinds = {Path(shard).suffix for shard in names}
     bad = sorted(kind or "no ending" for kind in kinds if kind not in corpus.EXTENSIONS)
     if bad:
@@ -94,13 +94,6 @@ def _file(document: Document, entry: Entry) -> Iterator[Finding]:
         yield of(Problem(f"the folder is empty: {path}", where, "", "registry-file"))
 
 
-def shards(path: Path) -> list[Path]:
-    """The files of a dataset: itself, or those in its folder that staging takes along."""
-    if not path.is_dir():
-        return [path]
-    return sorted(item for item in path.rglob("*") if item.is_file() and not item.name.startswith((".", "_")))
-
-
 def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str]]:
     """Read a local dataset: findings on its records, and a line of counts."""
     columns = entry.fields.get("columns")
@@ -109,8 +102,8 @@ def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], li
         return [], [f"{entry.name}: not read, it is not on this machine or names no text column"]
     found: list[Finding] = []
     reports = []
-    for path in shards(Path(entry.source)):
-        if path.suffix not in corpus.READABLE or not path.is_file():
+    for path in dataset.shards(Path(entry.source)) or [Path(entry.source)]:
+        if path.suffix not in corpus.READABLE or not assets.is_file(path):
             return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"]
         try:
             report = corpus.read(path, column)

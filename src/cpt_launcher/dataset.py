@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -78,9 +79,9 @@ def read_registry(path: Path) -> dict[str, Entry]:
 def _source(fields: Mapping[str, object], folder: Path) -> str | None:
     """`source`, else `file_name`, relative to the registry's folder as LLaMA-Factory reads it."""
     text = fields.get("source") or fields.get("file_name")
-    if not isinstance(text, str) or "://" in text:
-        return str(text) if text else None
-    return str((folder / Path(text).expanduser()).absolute())
+    if not isinstance(text, str) or not text:
+        return None
+    return text if "://" in text else str(assets.from_user(str(folder / os.path.expanduser(text))))  # noqa: PTH111
 
 
 def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[Entry, ...]:
@@ -108,6 +109,13 @@ def _unknown(name: str, known: Sequence[str], looked: str) -> Problem:
     return Problem(f"no dataset '{name}' is registered", f"looked in {looked}", hint, "unknown-dataset")
 
 
+def shards(folder: Path) -> list[Path]:
+    """The files of a dataset's folder that staging takes along: no hidden ones, no markers such as `_SUCCESS`."""
+    if not assets.is_dir(folder):
+        return []
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
+
+
 def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     """The files of an entry and their places on the storage.
 
@@ -122,11 +130,11 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if "://" in entry.source:
         return (Copy(entry.source, target, column),)
     source = Path(entry.source)
-    if source.is_file():
+    if assets.is_file(source):
         return (Copy(str(source), target, column),)
-    shards = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
-    if not shards:
+    found = shards(source)
+    if not found:
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
-    return tuple(Copy(str(shard), target / shard.relative_to(source), column) for shard in shards)
+    return tuple(Copy(str(shard), target / shard.relative_to(source), column) for shard in found)

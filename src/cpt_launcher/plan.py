@@ -148,8 +148,8 @@ def deepspeed_file(config: RunConfig) -> Path | None:
         return None
     name = config.deepspeed
     folders = assets.search_path(assets.DEEPSPEED, config.path)
-    candidates = [Path(name).expanduser(), *(folder / name for folder in folders)]
-    found = next((path for path in candidates if path.is_file()), None)
+    candidates = [assets.from_user(name), *(folder / name for folder in folders)]
+    found = next((path for path in candidates if assets.is_file(path)), None)
     if found is None:
         have = sorted({path.name for folder in folders for path in folder.glob("*.json")})
         what = f"there is no DeepSpeed file '{name}'"

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from cpt_launcher import yamlfile
+from cpt_launcher import assets, yamlfile
 from cpt_launcher.config import LAUNCHER_KEYS, OWNED, SECRET_NAME, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.yamlfile import Document
@@ -100,7 +100,7 @@ def _plain(document: Document, values: dict[str, object], overrides: Sequence[st
     if problems:
         raise ConfigError(*problems)
     text = yamlfile.dump(values) if overrides else document.text
-    return PlainConfig(document.path, text, values, str(name), Path(str(storage)).expanduser().absolute())
+    return PlainConfig(document.path, text, values, str(name), assets.from_user(str(storage)))
 
 
 def _leaves(value: object, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
@@ -122,7 +122,7 @@ class _Reader:
         config = RunConfig(
             path=self.document.path,
             name=self._name(values),
-            storage=Path(self._expanded(values, "storage", required=True)).expanduser().absolute(),
+            storage=assets.from_user(self._expanded(values, "storage", required=True)),
             model=self._model(values),
             datasets=self._datasets(values),
             deepspeed=self._optional_name(values, "deepspeed"),
@@ -190,8 +190,8 @@ class _Reader:
     def _model(self, values: Mapping[str, object]) -> str:
         """A hub id as it is; a folder as an absolute path, since workers have another working directory."""
         text = self._expanded(values, "model", required=True)
-        is_folder = text.startswith((".", "/", "~")) or Path(text).is_dir()
-        return str(Path(text).expanduser().absolute()) if is_folder else text
+        is_folder = text.startswith((".", "/", "~")) or assets.is_dir(text)
+        return str(assets.from_user(text)) if is_folder else text
 
     def _datasets(self, values: Mapping[str, object]) -> tuple[str, ...]:
         raw = values.get("dataset")

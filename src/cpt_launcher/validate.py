@@ -167,7 +167,7 @@ class _Checker:
         if self.options.strict:
             self.found += strict.check(values, args.where)
         deepspeed = values.get("deepspeed")
-        if isinstance(deepspeed, str) and deepspeed.startswith("/") and Path(deepspeed).is_file():
+        if isinstance(deepspeed, str) and deepspeed.startswith("/") and assets.is_file(deepspeed):
             self._deepspeed(Path(deepspeed), args)
 
     def _launcher(self, document: Document, values: dict[str, object]) -> None:
@@ -205,7 +205,7 @@ class _Checker:
                 self._deepspeed(deepspeed, args)
         except CptError as error:
             self.add(*(_placed(problem, document, "deepspeed") for problem in error.problems))
-        if not assets.template(config.template).is_file():
+        if not assets.is_file(assets.template(config.template)):
             what = f"there is no template '{config.template}'"
             self.add(Problem(what, document.where("template"), "template: cpt", "launcher-template"))
 
