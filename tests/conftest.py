@@ -53,7 +53,7 @@ def workspace(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> Path:
     (here / "dataset-configs").mkdir(parents=True)
     (here / "storage").mkdir()
     clean_env.chdir(here)
-    (here / "dataset-configs" / "corpus.jsonl").write_text('{"text": "Call me Ishmael."}\n')
+    (here / "dataset-configs" / "corpus.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 100)
     entry = {"corpus": {"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}}
     (here / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
     (here / "my.yaml").write_text(
@@ -64,7 +64,7 @@ def workspace(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> Path:
         "deepspeed: ds_z3_config.json\n"
         "resources: {gpus: 1}\n"
         "secrets: [HF_TOKEN]\n"
-        "train: {cutoff_len: 128}\n"
+        "train: {cutoff_len: 128, bf16: true}\n"
     )
     return here
 

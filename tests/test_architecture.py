@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "arguments", "assets", "check_arguments", "check_data", "check_deepspeed", "config", "dataset", "errors",
         "findings", "plan", "reader", "schema", "strict", "yamlfile",
     },
-    "stage": {"corpus", "dataset", "errors", "layout"},
+    "stage": {"dataset", "errors", "layout"},
     "preflight": {"errors", "plan"},
     "launch": set(),
     "record": {"errors", "layout", "plan", "stage"},

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def test_the_arguments_of_0_9_3() -> None:
 
 
 # Arguments that LLaMA-Factory's own example YAMLs set, the exotic methods included.
-EXAMPLES = """
+EXAMPLES = re.findall(
+    r"\w+",
+    """
 adapter_name_or_path additional_target apollo_layerwise apollo_rank apollo_scale apollo_scale_type apollo_target
 badam_mode badam_switch_interval badam_switch_mode badam_verbose bf16 cutoff_len dataloader_num_workers dataset
 dataset_dir ddp_timeout deepspeed do_predict do_train double_quantization eval_dataset eval_steps eval_strategy
@@ -44,7 +47,8 @@ ray_init_kwargs ray_num_workers ray_run_name ray_storage_path report_to resource
 reward_model save_only_model save_steps stage streaming template tokenized_path top_k top_p trust_remote_code
 upcast_layernorm use_adam_mini use_apollo use_badam use_galore use_llama_pro use_muon val_size video_max_pixels
 warmup_ratio enable_liger_kernel use_unsloth_gc
-""".split()
+""",
+)
 
 
 def test_no_false_alarm_on_what_the_examples_set() -> None:

@@ -55,7 +55,8 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; the old one stays.")] = False,
 ) -> None:
     """Stage what is missing, render the training YAML, train, and say where everything is."""
-    loaded = _checked(config, overrides or [])
+    loaded = reader.read(config, overrides or [])
+    _check(config, overrides or [], data=not dry_run)
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
@@ -159,7 +160,9 @@ def demo(
         _note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
         demos.make_model(model)
     _note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
-    _train(_checked(config, overrides), fresh=True)
+    loaded = reader.read(config, overrides)
+    _check(config, overrides, data=True)
+    _train(loaded, fresh=True)
 
 
 def _train(config: RunConfig | PlainConfig, *, fresh: bool) -> None:
@@ -172,25 +175,29 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
     if config is None:
         if storage is None:
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
-        return (storage.absolute(), *plans.plan_staging_all(storage.absolute()))
-    loaded = reader.read(config, [f"storage={storage}"] if storage else [])
+        registry = assets.search_path(assets.DATASETS)[0] / assets.REGISTRY
+        _check(registry, [], data=True)
+        return (storage.absolute(), *plans.plan_staging_all(registry, storage.absolute()))
+    overrides = [f"storage={storage}"] if storage else []
+    loaded = reader.read(config, overrides)
     if isinstance(loaded, PlainConfig):
         hint = "cpt stage-data --storage DIR stages every dataset"
         raise ConfigError(Problem("a LLaMA-Factory YAML names files that are staged already", str(config), hint))
+    _check(config, overrides, data=True)
     return (loaded.storage, *plans.plan_staging(loaded))
 
 
-def _checked(config: Path, overrides: list[str]) -> RunConfig | PlainConfig:
-    """The config, if `validate` finds no error in it; its warnings are shown."""
+def _check(path: Path, overrides: list[str], *, data: bool) -> None:
+    """Go on only if `validate` finds no error; its warnings and token counts are shown."""
     from cpt_launcher import validate as validation
 
-    loaded = reader.read(config, overrides)
-    found = validation.validate([config], validation.Options(tuple(overrides))).findings
-    for item in found:
+    report = validation.validate([path], validation.Options(tuple(overrides), data))
+    for item in report.findings:
         if item.severity == "warning":
             _note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
-    validation.refuse(found)
-    return loaded
+    validation.refuse(report.findings)
+    for note in report.notes:
+        _note(note)
 
 
 def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:

@@ -40,11 +40,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Copy:
-    """One file to be on the storage: an URL or a path, where it goes, and the column of its text if it is data."""
+    """One file to be on the storage: an URL or a path, and where it goes."""
 
     source: str
     target: Path
-    column: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -125,16 +124,14 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
-    columns = entry.fields.get("columns")
-    column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
     if "://" in entry.source:
-        return (Copy(entry.source, target, column),)
+        return (Copy(entry.source, target),)
     source = Path(entry.source)
     if assets.is_file(source):
-        return (Copy(str(source), target, column),)
+        return (Copy(str(source), target),)
     found = shards(source)
     if not found:
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
-    return tuple(Copy(str(shard), target / shard.relative_to(source), column) for shard in found)
+    return tuple(Copy(str(shard), target / shard.relative_to(source)) for shard in found)

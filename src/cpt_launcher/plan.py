@@ -79,11 +79,10 @@ def plan_staging(config: RunConfig) -> tuple[Copies, Entries]:
     return plan.copies, plan.entries
 
 
-def plan_staging_all(storage: Path) -> tuple[Copies, Entries]:
-    """What `stage-data --storage DIR` puts there: every dataset and DeepSpeed file of the working directory,
-    or the shipped ones where it has none.
+def plan_staging_all(registry: Path, storage: Path) -> tuple[Copies, Entries]:
+    """What `stage-data --storage DIR` puts there: every dataset of a registry, and every DeepSpeed file of the
+    working directory, or the shipped ones where it has none.
     """
-    registry = assets.search_path(assets.DATASETS)[0] / assets.REGISTRY
     entries = dataset.read_registry(registry)
     jsons = sorted(assets.search_path(assets.DEEPSPEED)[0].glob("*.json"))
     data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]

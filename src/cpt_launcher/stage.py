@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Literal
 
-from cpt_launcher import corpus, dataset
+from cpt_launcher import dataset
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError, Problem, StorageError
 from cpt_launcher.layout import Layout
@@ -48,11 +48,10 @@ def stage(
         refetch: fetch remote files again even where they are on the storage already.
 
     Raises:
-        DataError: a source cannot be read, or holds records that are no text.
+        DataError: a source cannot be read.
         StorageError: the storage is absent, not writable or full.
     """
     require_storage(storage)
-    require_text(copies)
     done = []
     for copy in copies:
         kept = _kept(copy) if not refetch else None
@@ -64,21 +63,6 @@ def stage(
         report(staged)
         done.append(staged)
     return tuple(done)
-
-
-def require_text(copies: Sequence[Copy]) -> None:
-    """Read the local data files through, before anything is written.
-
-    Raises:
-        DataError: the first bad records of each, by line number.
-    """
-    problems = []
-    for copy in copies:
-        path = Path(copy.source)
-        if copy.column and not copy.is_remote and path.suffix in corpus.READABLE and path.is_file():
-            problems += corpus.read(path, copy.column).problems()
-    if problems:
-        raise DataError(*problems)
 
 
 def require_storage(storage: Path) -> None:
