@@ -42,7 +42,7 @@ def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, mo
     assert not {"FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS"} & set(env)
     assert yaml.safe_load((storage / "first" / "cpt" / "train.yaml").read_text())["cutoff_len"] == 64
     assert sorted(path.name for path in storage.iterdir()) == [
-        "corpus.jsonl", "dataset_info.json", "ds_z3_config.json", "first",
+        ".cpt", "corpus.jsonl", "dataset_info.json", "ds_z3_config.json", "first",
     ]  # fmt: skip
     assert (record(workspace)["state"], record(workspace)["exit_code"]) == ("finished", 0)
 

@@ -82,7 +82,7 @@ def _file(document: Document, entry: Entry) -> Iterator[Finding]:
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, "", "registry-file"), severity)
         return
     names = [shard.name for shard in dataset.shards(path)] if not is_remote and assets.is_dir(path) else [name]
-    kinds = {Path(shard).suffix for shard in names}
+    kinds = {Path(dataset.plain_name(shard)).suffix for shard in names}
     bad = sorted(kind or "no ending" for kind in kinds if kind not in corpus.EXTENSIONS)
     if bad:
         what = f"LLaMA-Factory does not load {', '.join(bad)}"

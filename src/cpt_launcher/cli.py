@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from cpt_launcher import __version__, assets, reader
+from cpt_launcher import __version__, assets, disk, reader
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
@@ -18,6 +20,9 @@ from cpt_launcher.errors import ConfigError, CptError, Problem
 from cpt_launcher.plan import Plan
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from cpt_launcher.dataset import Copy
     from cpt_launcher.findings import Finding
     from cpt_launcher.results import Results
 
@@ -56,7 +61,7 @@ def run(
 ) -> None:
     """Stage what is missing, render the training YAML, train, and say where everything is."""
     loaded = reader.read(config, overrides or [])
-    _check(config, overrides or [], data=not dry_run)
+    _check(config, overrides or [])
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
@@ -120,7 +125,7 @@ def configs_copy(
     target = to / source.name if to.is_dir() else to
     if target.exists():
         raise ConfigError(Problem(f"{target} is there already", str(target), "name another file to copy to"))
-    staging.write_text(target, assets.with_schema_path(source))
+    disk.write_text(target, assets.with_schema_path(source))
     _note(f"created   {target}")
 
 
@@ -137,11 +142,18 @@ def schema() -> None:
 def stage_data(
     config: Annotated[Path | None, typer.Argument(help="Stage what this config needs (else every dataset).")] = None,
     storage: Annotated[Path | None, typer.Option(help="The folder to stage to; replaces the config's.")] = None,
+    on_bad: Annotated[
+        Literal["fail", "skip"], typer.Option("--on-bad-record", help="skip: to a quarantine file.")
+    ] = "fail",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what came from elsewhere.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read what is staged again and compare hashes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Put data, dataset registry and DeepSpeed JSON on the shared storage."""
+    """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
     target, copies, entries = _staging(config, storage)
-    staged = staging.stage(copies, entries, target, report=lambda item: _note(f"{item.outcome:9} {item.path}"))
+    options = staging.Options(force, verify, skip_bad=on_bad == "skip")
+    with _bar() as progress:
+        staged = staging.stage(copies, entries, target, report=_staged, progress=progress, options=options)
     if as_json:
         typer.echo(staging.as_json(staged))
 
@@ -161,14 +173,14 @@ def demo(
         demos.make_model(model)
     _note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
     loaded = reader.read(config, overrides)
-    _check(config, overrides, data=True)
+    _check(config, overrides)
     _train(loaded, fresh=True)
 
 
 def _train(config: RunConfig | PlainConfig, *, fresh: bool) -> None:
     from cpt_launcher import run as runs
 
-    _report(*runs.run(config, os.environ, runs.Show(_note, _say), fresh=fresh))
+    _report(*runs.run(config, os.environ, runs.Show(_note, _staged, _say), fresh=fresh))
 
 
 def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:
@@ -176,28 +188,26 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
         if storage is None:
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
         registry = assets.search_path(assets.DATASETS)[0] / assets.REGISTRY
-        _check(registry, [], data=True)
+        _check(registry, [])
         return (storage.absolute(), *plans.plan_staging_all(registry, storage.absolute()))
     overrides = [f"storage={storage}"] if storage else []
     loaded = reader.read(config, overrides)
     if isinstance(loaded, PlainConfig):
         hint = "cpt stage-data --storage DIR stages every dataset"
         raise ConfigError(Problem("a LLaMA-Factory YAML names files that are staged already", str(config), hint))
-    _check(config, overrides, data=True)
+    _check(config, overrides)
     return (loaded.storage, *plans.plan_staging(loaded))
 
 
-def _check(path: Path, overrides: list[str], *, data: bool) -> None:
-    """Go on only if `validate` finds no error; its warnings and token counts are shown."""
+def _check(path: Path, overrides: list[str]) -> None:
+    """Go on only if `validate` finds no error; its warnings are shown. The data is read when it is staged."""
     from cpt_launcher import validate as validation
 
-    report = validation.validate([path], validation.Options(tuple(overrides), data))
+    report = validation.validate([path], validation.Options(tuple(overrides)))
     for item in report.findings:
         if item.severity == "warning":
             _note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
     validation.refuse(report.findings)
-    for note in report.notes:
-        _note(note)
 
 
 def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
@@ -227,6 +237,33 @@ def _report(plan: Plan, results: Results | None) -> None:
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
         ]
     typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+
+
+def _staged(item: staging.Staged) -> None:
+    seen = "" if item.documents is None else f" ({item.documents:,} documents, about {item.tokens:,} tokens)"
+    skipped = f"; {item.skipped:,} bad records left out, see .cpt/quarantine" if item.skipped else ""
+    _note(f"{item.outcome:9} {item.path}{seen}{skipped}")
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[staging.Progress]:
+    """On a terminal, a bar with bytes, rate and time left for the file that is being copied; else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[Path, TaskID] = {}
+
+        def show(copy: Copy, done: int, total: int | None) -> None:
+            if copy.target not in tasks:
+                tasks[copy.target] = bar.add_task(copy.target.name, total=total)
+            bar.update(tasks[copy.target], completed=done)
+
+        yield show
 
 
 def _counted(files: int, found: list[Finding]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+import orjson
 
 from cpt_launcher.errors import Problem
 
@@ -18,6 +22,7 @@ READABLE = (".csv", ".json", ".jsonl", ".txt")
 BYTES_PER_TOKEN = 4
 MAX_RECORD = 64 << 20
 SHOWN = 5
+CHUNK = 4 << 20
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Report:
     empty_count: int = 0
     bad: list[tuple[int, str]] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
+    last_reason: str = ""
 
     @property
     def tokens(self) -> int:
@@ -42,6 +48,7 @@ class Report:
 
     def add_bad(self, line: int, reason: str) -> None:
         self.bad_count += 1
+        self.last_reason = reason
         if len(self.bad) < SHOWN:
             self.bad.append((line, reason))
 
@@ -58,56 +65,112 @@ class Report:
         return [*found, Problem(f"{hidden:,} more bad records", str(self.path), "", "data-record")] if hidden else found
 
 
-def read(path: Path, column: str) -> Report:
+class Checker:
+    """Checks line-wise data chunk by chunk while it passes; memory is bounded by the longest line.
+
+    Args:
+        plain: each line is a document (`.txt`), not a JSON object.
+        reject: called with line number, reason and bytes of each bad line, which is then left out of what
+            `feed` returns; without it bad lines pass and are only counted.
+    """
+
+    def __init__(
+        self, path: Path, column: str, *, plain: bool, reject: Callable[[int, str, bytes], None] | None = None
+    ) -> None:
+        self.report = Report(path)
+        self._column, self._plain, self._reject = column, plain, reject
+        self._rest = b""
+        self._line = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes; returns those of complete lines that are to be kept."""
+        data = self._rest + chunk
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) > MAX_RECORD:
+            self.report.add_bad(self._line + 1, f"a record of over {MAX_RECORD >> 20} MiB; the rest was not read")
+            raise TooLongError
+        self._rest = data[end:]
+        return self._lines(data[:end])
+
+    def close(self) -> bytes:
+        """The end of the file: its last line may have no line break."""
+        rest, self._rest = self._rest, b""
+        return self._lines(rest) if rest else b""
+
+    def _lines(self, data: bytes) -> bytes:
+        lines = data.split(b"\n")
+        if lines and not lines[-1]:
+            lines.pop()
+        bad_before = self.report.bad_count
+        kept = [line for line in lines if self._keep(line)]
+        if self._reject is None or self.report.bad_count == bad_before:
+            return data
+        return b"\n".join(kept) + b"\n" if kept else b""
+
+    def _keep(self, line: bytes) -> bool:
+        self._line += 1
+        if self._line == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line or line.isspace():
+            return True
+        before = self.report.bad_count
+        try:
+            record = {self._column: line.decode()} if self._plain else orjson.loads(line)
+        except UnicodeDecodeError as error:
+            self.report.add_bad(self._line, f"not UTF-8 (byte {error.start} of the line)")
+        except orjson.JSONDecodeError as error:
+            self.report.add_bad(self._line, _why(line, error))
+        else:
+            _judge(self.report, self._line, record, self._column)
+        bad = self.report.bad_count > before
+        if bad and self._reject is not None:
+            self._reject(self._line, self.report.last_reason, line)
+        return not bad
+
+
+class TooLongError(Exception):
+    """A line longer than `MAX_RECORD`; the report says which."""
+
+
+def _why(line: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        return f"not UTF-8 (byte {wrong.start} of the line)"
+    return f"not JSON: {error}"
+
+
+def read(path: Path, column: str, suffix: str | None = None) -> Report:
     """Read one file of text records to its end; memory stays bounded by the largest record.
+
+    `suffix` says what it is where its own name does not.
 
     A `.json` file that is one array is the exception: it is read whole, as LLaMA-Factory does.
 
     Raises:
         OSError: the file cannot be read.
     """
-    report = Report(path)
+    suffix = suffix or path.suffix
     with path.open("rb") as file:
-        for line, record in _records(file, path.suffix, report):
-            _judge(report, line, record, column)
-    return report
+        if not is_line_wise(suffix, file.read(1024)):
+            file.seek(0)
+            report = Report(path)
+            for line, record in _csv(file, report) if suffix == ".csv" else _array(file, report):
+                _judge(report, line, record, column)
+            return report
+        file.seek(0)
+        checker = Checker(path, column, plain=suffix == ".txt")
+        with contextlib.suppress(TooLongError):
+            while chunk := file.read(CHUNK):
+                checker.feed(chunk)
+            checker.close()
+        return checker.report
 
 
-def _records(file: IO[bytes], suffix: str, report: Report) -> Iterator[tuple[int, object]]:
-    if suffix == ".txt":
-        return ((number, {"text": text}) for number, text in _lines(file, report))
-    if suffix == ".csv":
-        return _csv(file, report)
-    start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    file.seek(0)
-    return _array(file, report) if suffix == ".json" and start == b"[" else _json_lines(file, report)
-
-
-def _lines(file: IO[bytes], report: Report) -> Iterator[tuple[int, str]]:
-    """Numbered lines; blank ones are skipped as the loader does, one beyond `MAX_RECORD` ends the reading."""
-    number = 0
-    while raw := file.readline(MAX_RECORD + 1):
-        number += 1
-        if len(raw) > MAX_RECORD:
-            report.add_bad(number, f"a record of over {MAX_RECORD >> 20} MiB; the rest was not read")
-            return
-        try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            report.add_bad(number, f"not UTF-8 (byte {error.start} of the line)")
-            continue
-        if text.strip():
-            yield number, text
-
-
-def _json_lines(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
-    for number, text in _lines(file, report):
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            report.add_bad(number, f"not JSON: {error}")
-            continue
-        yield number, record
+def is_line_wise(suffix: str, start: bytes) -> bool:
+    """Whether each line is a record of its own: not so in CSV, and in a `.json` file that is one array."""
+    is_array = suffix == ".json" and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return suffix in (".jsonl", ".json", ".txt") and not is_array
 
 
 def _array(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
@@ -121,12 +184,17 @@ def _array(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
 
 def _csv(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
     csv.field_size_limit(MAX_RECORD)
-    rows = csv.DictReader(text + "\n" for _, text in _lines(file, report))
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    rows = csv.DictReader(text)
     try:
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
         report.add_bad(rows.line_num, f"not CSV: {error}")
+    except UnicodeDecodeError as error:
+        report.add_bad(rows.line_num + 1, f"not UTF-8: {error.reason}")
+    finally:
+        text.detach()
 
 
 def _judge(report: Report, line: int, record: object, column: str) -> None:

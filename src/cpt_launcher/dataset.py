@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from cpt_launcher import assets, yamlfile
 from cpt_launcher.errors import ConfigError, DataError, Problem
 
+COMPRESSED = (".gz", ".zst")
 REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
@@ -29,7 +30,7 @@ class Entry:
     @property
     def staged_name(self) -> str:
         """The file's or folder's name on the storage."""
-        return PurePosixPath(str(self.fields.get("file_name") or self.source)).name
+        return plain_name(PurePosixPath(str(self.fields.get("file_name") or self.source)).name)
 
     def staged(self, storage: Path) -> dict[str, object]:
         """The entry as the storage's registry holds it: `file_name` is the staged path."""
@@ -40,14 +41,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Copy:
-    """One file to be on the storage: an URL or a path, and where it goes."""
+    """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column."""
 
     source: str
     target: Path
+    column: str | None = None
 
     @property
     def is_remote(self) -> bool:
         return "://" in self.source
+
+
+def plain_name(name: str) -> str:
+    """A file's name once it is decompressed."""
+    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
 
 
 def read_registry(path: Path) -> dict[str, Entry]:
@@ -124,14 +131,16 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
+    columns = entry.fields.get("columns")
+    column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
     if "://" in entry.source:
-        return (Copy(entry.source, target),)
+        return (Copy(entry.source, target, column),)
     source = Path(entry.source)
     if assets.is_file(source):
-        return (Copy(str(source), target),)
+        return (Copy(str(source), target, column),)
     found = shards(source)
     if not found:
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
-    return tuple(Copy(str(shard), target / shard.relative_to(source)) for shard in found)
+    return tuple(Copy(str(shard), target / plain_name(str(shard.relative_to(source))), column) for shard in found)

@@ -22,6 +22,14 @@ class Layout:
         return self.storage / ".cpt" / "manifest.json"
 
     @property
+    def lock(self) -> Path:
+        return self.storage / ".cpt" / "lock"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.storage / ".cpt" / "quarantine"
+
+    @property
     def run_dir(self) -> Path:
         return self.storage / self.run
 

@@ -14,10 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
+from cpt_launcher.disk import write_json
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
-from cpt_launcher.stage import write_text
 
 State = Literal["running", "finished", "failed", "interrupted"]
 PACKAGES = (
@@ -108,7 +108,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write(layout: Layout, record: Record) -> None:
-    write_text(layout.run_json, json.dumps(asdict(record), indent=2) + "\n")
+    write_json(layout.run_json, asdict(record))
 
 
 def _sha256(data: bytes) -> str:

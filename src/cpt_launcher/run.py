@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from cpt_launcher import launch, preflight, record, results, stage
+from cpt_launcher import disk, launch, preflight, record, results, stage
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem, TrainingError
 from cpt_launcher.layout import Layout
@@ -24,6 +24,7 @@ class Show:
     """How a run tells what it does: steps of its own, and lines of the training process, already redacted."""
 
     step: Callable[[str], None]
+    staged: Callable[[stage.Staged], None]
     output: Callable[[str], None]
 
 
@@ -74,10 +75,10 @@ def _stage(plan: Plan, show: Show) -> None:
         plan.copies,
         plan.entries,
         plan.layout.storage,
-        report=lambda staged: show.step(f"{staged.outcome:9} {staged.path}"),
-        refetch=False,
+        report=show.staged,
+        options=stage.Options(refetch=False),
     )
-    outcome = stage.write_text(plan.layout.train_yaml, plan.train_yaml)
+    outcome = disk.write_text(plan.layout.train_yaml, plan.train_yaml)
     show.step(f"{outcome:9} {plan.layout.train_yaml}")
 
 
@@ -90,7 +91,7 @@ def _make_room(plan: Plan, show: Show) -> None:
     if saved:
         show.step(f"resumes from {saved[-1]}")
     elif plan.output == plan.layout.output:
-        show.step(f"an earlier attempt saved no checkpoint; its output is now {stage.set_aside(output)}")
+        show.step(f"an earlier attempt saved no checkpoint; its output is now {disk.set_aside(output)}")
 
 
 def _launch(plan: Plan, environ: Mapping[str, str], show: Show) -> tuple[launch.Exit, list[str]]:
@@ -99,7 +100,7 @@ def _launch(plan: Plan, environ: Mapping[str, str], show: Show) -> tuple[launch.
     program = preflight.executable(plan.argv[0], environ) or plan.argv[0]
     env = {key: value for key, value in environ.items() if key not in UNSET} | dict(plan.env)
     show.step(f"starts {' '.join(plan.argv)}")
-    with stage.append_to(plan.layout.train_log) as log:
+    with disk.append_to(plan.layout.train_log) as log:
         log.write(f"cpt: started {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC\n")
 
         def sink(line: str) -> None:

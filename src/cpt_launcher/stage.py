@@ -1,36 +1,61 @@
-"""The only module that writes: files appear on the storage whole, or not at all."""
+"""Data, dataset registry and DeepSpeed JSON to the storage: each file whole or not at all, and only if it changed."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO, Literal
 
-from cpt_launcher import dataset
+from cpt_launcher import corpus, dataset, disk, manifest, transfer
+from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
-from cpt_launcher.errors import DataError, Problem, StorageError
+from cpt_launcher.disk import Outcome
+from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
+from cpt_launcher.manifest import Record
 
-Outcome = Literal["created", "identical", "replaced"]
-CHUNK = 1 << 20
+
+@dataclass(frozen=True)
+class Options:
+    """How to stage.
+
+    `force` overwrites what came from elsewhere; `verify` reads staged files again; `refetch` asks remote sources
+    whether they changed; `skip_bad` leaves bad records out, to a quarantine file.
+    """
+
+    force: bool = False
+    verify: bool = False
+    refetch: bool = True
+    skip_bad: bool = False
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
 class Staged:
-    """What became of one file: `size` in bytes."""
+    """What became of one file; counts of documents and of bytes of text where it is data that was read."""
 
     path: str
     outcome: Outcome
     size: int
     source: str
+    documents: int | None = None
+    text_bytes: int | None = None
+    skipped: int = 0
+
+    @property
+    def tokens(self) -> int | None:
+        """Estimated."""
+        if self.documents is None or self.text_bytes is None:
+            return None
+        return self.text_bytes // corpus.BYTES_PER_TOKEN + self.documents
+
+
+Progress = Callable[[Copy, int, "int | None"], None]
 
 
 def stage(
@@ -39,199 +64,140 @@ def stage(
     storage: Path,
     *,
     report: Callable[[Staged], None],
-    refetch: bool = True,
+    progress: Progress = lambda *_: None,
+    options: Options = DEFAULTS,
 ) -> tuple[Staged, ...]:
     """Put files and registry entries on the storage.
 
     Args:
         report: called after each file.
-        refetch: fetch remote files again even where they are on the storage already.
+        progress: called with the file, its bytes so far and their number if known.
 
     Raises:
-        DataError: a source cannot be read.
+        ConfigError: a file or entry of the same name came from elsewhere, and `force` is off.
+        DataError: a source cannot be read, or holds bad records.
         StorageError: the storage is absent, not writable or full.
     """
-    require_storage(storage)
+    disk.require_storage(storage)
+    layout = Layout(storage, "")
+    wanted = [piece for copy in copies for piece in _pieces(copy)]
+    for folder in {storage, layout.lock.parent, *(copy.target.parent for copy in wanted)}:
+        disk.sweep(folder)
+    stager = _Stager(layout, options, progress)
     done = []
-    for copy in copies:
-        kept = _kept(copy) if not refetch else None
-        staged = kept or _copy(copy)
-        report(staged)
-        done.append(staged)
+    try:
+        for copy in wanted:
+            done.append(stager.one(copy))
+            report(done[-1])
+    finally:
+        manifest.add(layout, stager.fresh)
     if entries:
-        staged = _merge_registry(Layout(storage, ""), entries)
-        report(staged)
-        done.append(staged)
+        done.append(_merge_registry(layout, entries, force=options.force))
+        report(done[-1])
     return tuple(done)
 
 
-def require_storage(storage: Path) -> None:
-    """Check that the storage is there and can be written to.
+class _Stager:
+    """Stages file after file against the manifest as it was at the start."""
 
-    Raises:
-        StorageError: it is absent, not a folder, or not writable.
-    """
-    if not storage.is_dir():
-        hint = f"is it mounted? If it is to be a plain folder: mkdir -p {storage}"
-        raise StorageError(Problem("the storage is not there", str(storage), hint))
-    with _storage_errors(storage), tempfile.TemporaryFile(dir=storage):
-        pass
+    def __init__(self, layout: Layout, options: Options, progress: Progress) -> None:
+        self.fresh: dict[str, Record] = {}
+        self._layout, self._options, self._progress = layout, options, progress
+        self._known = manifest.read(layout)
 
+    def one(self, copy: Copy) -> Staged:
+        name = copy.target.relative_to(self._layout.storage).as_posix()
+        known = self._known.get(name)
+        trusted = known if known and known.source == copy.source and known.matches(copy.target) else None
+        if trusted and self._options.verify and _sha256(copy.target) != trusted.sha256:
+            trusted = None
+        if copy.is_remote and not self._options.refetch and copy.target.is_file():
+            return _staged(copy, "identical", trusted)
+        version = sources.version(copy.source)
+        if trusted and version.stamp is not None and trusted.stamp == version.stamp:
+            return _staged(copy, "identical", trusted)
+        foreign = copy.target.is_file() and (known is None or known.source != copy.source) and not self._options.force
+        if foreign and version.size is not None and version.size != copy.target.stat().st_size:
+            raise _foreign(copy, known)
+        return self._copy(copy, name, version, known if foreign else None, foreign=foreign)
 
-def write_text(path: Path, text: str) -> Outcome:
-    """Write a text file by rename; an identical one is left untouched.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    data = text.encode("utf-8")
-    with _storage_errors(path):
-        before = path.read_bytes() if path.is_file() else None
-        if before == data:
-            return "identical"
-        with _part_of(path) as part:
-            part.file.write(data)
-            part.publish()
-    return "created" if before is None else "replaced"
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a file or folder to a dated name beside it, and return that name."""
-    aside = path.with_name(f"{path.name}.{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")
-    with _storage_errors(path):
-        path.rename(aside)
-    return aside
-
-
-def append_to(path: Path) -> IO[str]:
-    """Open a log for appending, its folder made as needed; lines reach the file as they are written.
-
-    Raises:
-        StorageError: it cannot be opened.
-    """
-    with _storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8", buffering=1)
-
-
-def _kept(copy: Copy) -> Staged | None:
-    if copy.is_remote and copy.target.is_file():
-        return Staged(str(copy.target), "identical", copy.target.stat().st_size, copy.source)
-    return None
-
-
-def _copy(copy: Copy) -> Staged:
-    """Copy one file, remote or local; one of the same bytes is left untouched."""
-    with _storage_errors(copy.target):
-        before = _digest(copy.target) if copy.target.is_file() else None
-        with _part_of(copy.target) as part:
-            size, digest = _transfer(copy.source, part.file)
-            if digest != before:
+    def _copy(self, copy: Copy, name: str, version: sources.Version, known: Record | None, *, foreign: bool) -> Staged:
+        disk.require_space(self._layout.storage, version.size or 0)
+        quarantine = self._layout.quarantine / f"{name}.jsonl" if self._options.skip_bad and copy.column else None
+        before = _sha256(copy.target) if copy.target.is_file() else None
+        with transfer.transferred(copy, version, quarantine, lambda done: self._progress(copy, done, version.size)) as (
+            part,
+            done,
+        ):
+            if done.sha256 == before:
+                part.discard()
+            elif foreign:
+                part.discard()
+                raise _foreign(copy, known)
+            else:
                 part.publish()
-    if digest == before:
-        return Staged(str(copy.target), "identical", size, copy.source)
-    return Staged(str(copy.target), "replaced" if before else "created", size, copy.source)
+        now = copy.target.stat()
+        report = done.report
+        self.fresh[name] = record = Record(
+            source=copy.source,
+            stamp=version.stamp,
+            bytes=now.st_size,
+            mtime_ns=now.st_mtime_ns,
+            sha256=done.sha256,
+            staged=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            documents=report.documents if report else None,
+            text_bytes=report.text_bytes if report else None,
+            skipped=report.bad_count if report else 0,
+        )
+        return _staged(copy, "identical" if done.sha256 == before else "replaced" if before else "created", record)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A new file beside its target; `publish` gives it the target's name."""
-
-    file: IO[bytes]
-    path: Path
-    target: Path
-
-    def publish(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.path.chmod(0o666 & ~_umask())  # mkstemp made it private; others' workers read it too
-        self.path.replace(self.target)
+def _staged(copy: Copy, outcome: Outcome, record: Record | None) -> Staged:
+    seen = (record.documents, record.text_bytes, record.skipped) if record else (None, None, 0)
+    return Staged(str(copy.target), outcome, copy.target.stat().st_size, copy.source, *seen)
 
 
-@contextlib.contextmanager
-def _part_of(target: Path) -> Iterator[_Part]:
-    """A file that becomes `target` if published and is gone otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield _Part(file, Path(name), target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+def _pieces(copy: Copy) -> list[Copy]:
+    """A remote folder as its files."""
+    if not copy.is_remote or not copy.source.endswith("/"):
+        return [copy]
+    found = sources.files(copy.source)
+    return [Copy(url, copy.target / dataset.plain_name(inner), copy.column) for url, inner in found]
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _foreign(copy: Copy, known: Record | None) -> ConfigError:
+    whose = f"from {known.source}" if known else "that cpt did not put there"
+    hint = "give yours another file name, or overwrite it with cpt stage-data --force"
+    return ConfigError(Problem(f"a file of this name {whose} has other content", str(copy.target), hint))
 
 
-def _transfer(source: str, target: IO[bytes]) -> tuple[int, str]:
-    """Copy all bytes of a path or URL; returns their number and sha256."""
-    digest, size = hashlib.sha256(), 0
-    with _open(source) as stream:
-        while chunk := _read(stream, source):
-            digest.update(chunk)
-            size += len(chunk)
-            target.write(chunk)
-    return size, digest.hexdigest()
-
-
-def _open(source: str) -> IO[bytes]:
-    import fsspec  # not at the top: it brings the network libraries with it
-
-    try:
-        opened: IO[bytes] = fsspec.open(source, "rb").open()
-    except (OSError, ValueError, ImportError) as error:  # ImportError: s3fs, gcsfs and others are extras
-        raise _unreadable(source, error) from None
-    return opened
-
-
-def _read(stream: IO[bytes], source: str) -> bytes:
-    try:
-        return stream.read(CHUNK)
-    except OSError as error:
-        raise _unreadable(source, error) from None
-
-
-def _unreadable(source: str, error: BaseException) -> DataError:
-    while error.__cause__ is not None:  # fsspec reports a dead server as a missing file, the reason behind it
-        error = error.__cause__
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return DataError(Problem(f"cannot read the data ({reason})", source, "check the entry's source and the network"))
-
-
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(corpus.CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _merge_registry(layout: Layout, entries: Mapping[str, Mapping[str, object]]) -> Staged:
-    """Entries into the storage's registry; those of other people stay as they are."""
-    known = {}
-    if layout.registry.is_file():
-        known = {name: dict(entry.fields) for name, entry in dataset.read_registry(layout.registry).items()}
-    text = json.dumps({**known, **entries}, indent=2, ensure_ascii=False) + "\n"
-    outcome = write_text(layout.registry, text)
-    return Staged(str(layout.registry), outcome, len(text.encode()), "registry")
+def _merge_registry(layout: Layout, entries: Mapping[str, Mapping[str, object]], *, force: bool) -> Staged:
+    """Entries into the storage's registry under its lock; those of other people stay as they are."""
+    with disk.lock(layout.lock):
+        known = {}
+        if layout.registry.is_file():
+            known = {name: dict(entry.fields) for name, entry in dataset.read_registry(layout.registry).items()}
+        other = [name for name, entry in entries.items() if name in known and known[name] != entry]
+        if other and not force:
+            hint = "give yours another name, or overwrite it with cpt stage-data --force"
+            raise ConfigError(
+                *(Problem(_differs(name, known[name], entries[name]), str(layout.registry), hint) for name in other)
+            )
+        text = json.dumps({**known, **entries}, indent=2, ensure_ascii=False) + "\n"
+        return Staged(str(layout.registry), disk.write_text(layout.registry, text), len(text.encode()), "registry")
 
 
-@contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    hints = {
-        errno.ENOSPC: "free some space, or choose another storage",
-        errno.EDQUOT: "your quota is used up: free some space",
-        errno.EACCES: "you may not write there: check the owner and the mount",
-        errno.EROFS: "it is mounted read-only",
-    }
-    try:
-        yield
-    except OSError as error:
-        hint = hints.get(error.errno or 0, "check that the storage is mounted and healthy")
-        raise StorageError(Problem(f"cannot write: {error.strerror or error}", str(path), hint)) from None
+def _differs(name: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
+    return f"the storage's registry has another entry '{name}': it differs in {', '.join(keys)}"
 
 
 def as_json(staged: Sequence[Staged]) -> str:

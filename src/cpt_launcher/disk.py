@@ -1,0 +1,214 @@
+"""The only module that writes: files appear whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Literal
+
+from cpt_launcher.errors import Problem, StorageError
+
+Outcome = Literal["created", "identical", "replaced"]
+PART = ".cpt-part"
+TEMP = ".cpt-temp"
+STALE_SECONDS = 3600
+
+
+def require_storage(storage: Path) -> None:
+    """Check that the storage is there and can be written to.
+
+    Raises:
+        StorageError: it is absent, not a folder, or not writable.
+    """
+    if not storage.is_dir():
+        hint = f"is it mounted? If it is to be a plain folder: mkdir -p {storage}"
+        raise StorageError(Problem("the storage is not there", str(storage), hint))
+    with storage_errors(storage), tempfile.TemporaryFile(dir=storage):
+        pass
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Check that `size` bytes fit on the file system of `folder`.
+
+    Raises:
+        StorageError: they do not.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        what = f"{size:,} bytes are to be written, and {free:,} are free"
+        raise StorageError(Problem(what, str(folder), "free some space, or choose another storage"))
+
+
+def write_text(path: Path, text: str) -> Outcome:
+    """Write a text file by rename; an identical one is left untouched.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    data = text.encode("utf-8")
+    with storage_errors(path):
+        before = path.read_bytes() if path.is_file() else None
+        if before == data:
+            return "identical"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMP)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                _publish(file, Path(name), path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    return "created" if before is None else "replaced"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to a dated name beside it, and return that name."""
+    aside = path.with_name(f"{path.name}.{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")
+    with storage_errors(path):
+        path.rename(aside)
+    return aside
+
+
+def append_to(path: Path) -> IO[str]:
+    """Open a log for appending, its folder made as needed; lines reach the file as they are written.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8", buffering=1)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file (flock(2)); it ends with the process, however that ends."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class Part:
+    """The beginning of a file, beside its target and locked. `start` bytes of it are there already."""
+
+    file: IO[bytes]
+    path: Path
+    target: Path
+    start: int
+
+    def publish(self) -> None:
+        """Give it the target's name."""
+        _publish(self.file, self.path, self.target)
+        _note_of(self.path).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
+        _note_of(self.path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def part_of(target: Path, stamp: str | None) -> Iterator[Part]:
+    """A file that takes the name of `target` when published. One that was left by an interrupted copy of the same
+    source (`stamp` says which version of it) is continued; without a stamp it starts over.
+
+    Raises:
+        StorageError: it cannot be written, or another process is copying the same file.
+    """
+    path = target.with_name(f".{target.name}{PART}")
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder of this name is in the way")
+        with _locked(path) as file:
+            note = _note_of(path)
+            if stamp is None or not note.is_file() or note.read_text(encoding="utf-8") != stamp:
+                file.truncate(0)
+            write_text(note, stamp or "")
+            yield Part(file, path, target, file.seek(0, os.SEEK_END))
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """The file at `path`, locked; if another process holds it, when that one is done with it."""
+    while True:
+        file = path.open("a+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # it was renamed or removed while we waited
+
+
+def _note_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.note")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder: parts that nobody holds and nobody can continue."""
+    for path in folder.glob(f".*{PART}"):
+        note = _note_of(path)
+        if note.is_file() and note.stat().st_size:
+            continue
+        with contextlib.suppress(OSError), path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+    for note in folder.glob(f".*{PART}.note"):
+        if not note.with_suffix("").exists():
+            note.unlink(missing_ok=True)
+    for temp in folder.glob(f".*{TEMP}"):  # lives for milliseconds, unless its process was killed
+        with contextlib.suppress(FileNotFoundError):
+            if temp.stat().st_mtime < time.time() - STALE_SECONDS:
+                temp.unlink()
+
+
+def _publish(file: IO[bytes], part: Path, target: Path) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    part.chmod(0o666 & ~_umask())  # other users' workers are to read it
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError into a StorageError about `path`."""
+    hints = {
+        errno.ENOSPC: "free some space, or choose another storage",
+        errno.EDQUOT: "your quota is used up: free some space",
+        errno.EACCES: "you may not write there: check the owner and the mount",
+        errno.EROFS: "it is mounted read-only",
+    }
+    try:
+        yield
+    except OSError as error:
+        hint = hints.get(error.errno or 0, "check that the storage is mounted and healthy")
+        raise StorageError(Problem(f"cannot write: {error.strerror or error}", str(path), hint)) from None
+
+
+def write_json(path: Path, value: object) -> Outcome:
+    """Write a value as indented JSON; see `write_text`."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

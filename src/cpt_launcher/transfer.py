@@ -1,0 +1,173 @@
+"""One file to the storage in one pass: read, decompressed, checked, hashed and written at once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cpt_launcher import corpus, disk
+from cpt_launcher import source as sources
+from cpt_launcher.dataset import COMPRESSED, Copy
+from cpt_launcher.errors import DataError, Problem
+from cpt_launcher.source import Version
+
+
+@dataclass(frozen=True)
+class Done:
+    """The new content, still without the target's name: its size, hash and what was seen in it."""
+
+    size: int
+    sha256: str
+    report: corpus.Report | None
+    resumed_at: int
+
+
+@contextlib.contextmanager
+def transferred(
+    copy: Copy, version: Version, quarantine: Path | None, progress: Callable[[int], None]
+) -> Iterator[tuple[disk.Part, Done]]:
+    """The file's new content beside its target, checked; the caller publishes or discards it.
+
+    An interrupted copy of the same version of a remote file goes on where it was. Bad records fail the copy, or with
+    `quarantine` (a file) are left out and written there.
+
+    Raises:
+        DataError: the source fails, ends early, changes meanwhile, or holds bad records.
+        StorageError: the target cannot be written.
+    """
+    is_plain = not copy.source.endswith(COMPRESSED)
+    stamp = version.stamp if copy.is_remote and is_plain and quarantine is None else None
+    with disk.part_of(copy.target, stamp) as part:
+        try:
+            done = _fill(part, copy, version, quarantine, progress)
+        except BaseException as error:
+            if stamp is None or (isinstance(error, DataError) and not isinstance(error, _BrokenOffError)):
+                part.discard()
+            raise
+        yield part, done
+
+
+class _BrokenOffError(DataError):
+    """What came so far is good, and the next try goes on from there."""
+
+
+def _fill(
+    part: disk.Part, copy: Copy, version: Version, quarantine: Path | None, progress: Callable[[int], None]
+) -> Done:
+    with contextlib.ExitStack() as stack:
+        reject = stack.enter_context(_quarantined(quarantine)) if quarantine else None
+        flow = _Flow(part, copy, reject)
+        part.file.seek(0)
+        while chunk := part.file.read(corpus.CHUNK):  # what an interrupted copy left
+            flow.take(chunk, write=False)
+        start = flow.received
+        stream = stack.enter_context(sources.open_at(copy.source, start))
+        while chunk := _read(stream, copy.source):
+            flow.take(chunk, write=True)
+            progress(flow.received)
+        flow.end()
+    if version.size is not None and not copy.source.endswith(COMPRESSED) and flow.received != version.size:
+        what = f"the source ended after {flow.received:,} of {version.size:,} bytes"
+        raise _BrokenOffError(Problem(what, copy.source, "the same command goes on from there"))
+    if sources.version(copy.source).stamp != version.stamp:
+        raise DataError(Problem("the source changed while it was read", copy.source, "start again"))
+    with disk.storage_errors(copy.target):
+        part.file.flush()
+    report = flow.report()
+    if report is not None and report.problems() and (quarantine is None or not report.documents):
+        named = [
+            Problem(p.what, p.where.replace(str(report.path), copy.source), p.hint, p.rule) for p in report.problems()
+        ]
+        raise DataError(*named)
+    return Done(flow.written, flow.digest.hexdigest(), report, start)
+
+
+class _Flow:
+    """Checks chunks and, one step behind in a thread of its own, hashes and writes them."""
+
+    def __init__(self, part: disk.Part, copy: Copy, reject: Callable[[int, str, bytes], None] | None) -> None:
+        self.digest = hashlib.sha256()
+        self.received = self.written = 0
+        self._part, self._copy, self._reject = part, copy, reject
+        self._checker: corpus.Checker | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+
+    def take(self, chunk: bytes, *, write: bool) -> None:
+        """The next bytes of the source; `write` is off for those that are in the part already."""
+        if self.received == 0:
+            self._checker = self._new_checker(chunk[:1024])
+        self.received += len(chunk)
+        kept = chunk
+        if self._checker is not None:
+            try:
+                passed = self._checker.feed(chunk)
+            except corpus.TooLongError:
+                raise DataError(*self._checker.report.problems()) from None
+            kept = passed if self._reject else chunk
+        self._hand_over(kept, write=write)
+
+    def end(self) -> None:
+        """The source is at its end: nothing is pending after this."""
+        rest = self._checker.close() if self._checker else b""
+        self._hand_over(rest if self._reject else b"", write=True)
+        self._wait()
+        self._pool.shutdown()
+
+    def report(self) -> corpus.Report | None:
+        """What was seen in it; files that are not line-wise are read once more for that, from the part."""
+        suffix = self._copy.target.suffix
+        if self._copy.column is None or suffix not in corpus.READABLE:
+            return None
+        if self._checker is None:
+            return corpus.read(self._part.path, self._copy.column, suffix)
+        return self._checker.report
+
+    def _new_checker(self, start: bytes) -> corpus.Checker | None:
+        suffix, column = self._copy.target.suffix, self._copy.column
+        if column is None or not corpus.is_line_wise(suffix, start):
+            return None
+        return corpus.Checker(Path(self._copy.source), column, plain=suffix == ".txt", reject=self._reject)
+
+    def _hand_over(self, data: bytes, *, write: bool) -> None:
+        self._wait()
+        self.written += len(data)
+        self._pending = self._pool.submit(self._keep, data, write)
+
+    def _keep(self, data: bytes, write: bool) -> None:
+        self.digest.update(data)
+        if write:
+            with disk.storage_errors(self._copy.target):
+                self._part.file.write(data)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+@contextlib.contextmanager
+def _quarantined(path: Path) -> Iterator[Callable[[int, str, bytes], None]]:
+    """A file for what was left out: line number, reason and text of each record."""
+    if path.exists():
+        disk.set_aside(path)
+    with disk.append_to(path) as file:
+
+        def reject(line: int, reason: str, raw: bytes) -> None:
+            record = {"line": line, "reason": reason, "raw": raw.decode("utf-8", "replace")}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+        yield reject
+
+
+def _read(stream: IO[bytes], url: str) -> bytes:
+    try:
+        return stream.read(corpus.CHUNK)
+    except sources.failures() as error:
+        reason = sources.unreadable(url, error).problems[0].what
+        raise _BrokenOffError(Problem(reason, url, "the same command goes on from there")) from None
