@@ -146,9 +146,29 @@ def test_a_finished_run_is_not_run_again(place: Place, trained: subprocess.Compl
     assert "the run tiny_cpu has finished" in again.stderr
 
 
+def test_tokenising_once(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    def cpt(*arguments: str) -> subprocess.CompletedProcess[str]:
+        config = str(REPOSITORY / "configs" / "tiny_cpu.yaml")
+        command = [*CPT, arguments[0], config, *arguments[1:]]
+        return subprocess.run(command, cwd=place.work, env=place.env(), capture_output=True, text=True, check=False)
+
+    first = cpt("tokenize")
+    assert first.returncode == 0, first.stderr
+    said = re.search(r"created   (\S+/tokenized/[0-9a-f]{16}) \((\d+) blocks, ([\d,]+) tokens, (.*)\)", first.stderr)
+    assert said is not None, first.stderr
+    folder, blocks, tokens, end = said.groups()
+    assert int(tokens.replace(",", "")) == int(blocks) * 256
+    assert end == "documents end in <eos>"
+    assert f"identical {folder}" in cpt("tokenize").stderr
+    assert f"tokenized_path: {folder}\n" in cpt("run", "name=other", "--dry-run").stdout
+    assert "tokenized_path" not in cpt("run", "name=other", "train.cutoff_len=128", "--dry-run").stdout
+    assert [path.name for path in Path(folder).parent.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
     place: Place, trained: subprocess.CompletedProcess[str]
 ) -> None:
+    tokens = next((place.storage / "tokenized").glob("*.json"), None)
     config = REPOSITORY / "configs" / "tiny_cpu.yaml"
     command = [*CPT, "run", str(config), "name=stopped", "train.max_steps=30", "train.save_steps=5"]
     output = place.storage / "stopped" / "output"
@@ -167,6 +187,7 @@ def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
     )
     assert second.returncode == 0, second.stderr[-3000:]
     assert re.search(r"resumes from .*/checkpoint-\d+", second.stderr)
+    assert tokens is None or "Loaded tokenized dataset from" in second.stderr
     steps = [json.loads(line)["current_steps"] for line in (output / "trainer_log.jsonl").read_text().splitlines()]
     assert steps[-1] == 30
     assert place.processes() == []

@@ -34,7 +34,7 @@ def test_console_blocks_run(
 
 def test_every_command_and_option_is_documented() -> None:
     commands = typer.main.get_command(cli.app).commands
-    assert set(commands) == {"run", "validate", "configs", "schema", "stage-data", "demo"}
+    assert set(commands) == {"run", "validate", "configs", "schema", "stage-data", "fetch-model", "tokenize", "demo"}
     sections = dict(re.findall(r"^### `cpt ([\w-]+)(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE))
     assert set(sections) == set(commands)
     for name, command in commands.items():

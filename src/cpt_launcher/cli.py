@@ -1,30 +1,22 @@
-"""The command line. The only module that prints; each command reads, plans, acts and reports."""
+"""The command line: each command reads, plans, acts and reports."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cpt_launcher import __version__, assets, disk, reader
+from cpt_launcher import __version__, assets, disk, reader, terminal
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, CptError, Problem
-from cpt_launcher.plan import Plan
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from cpt_launcher.dataset import Copy
-    from cpt_launcher.findings import Finding
-    from cpt_launcher.results import Results
+    from cpt_launcher import run as runs
 
 app = typer.Typer(
     name="cpt",
@@ -90,8 +82,8 @@ def validate(
         write = findings.as_github if output == "github" else findings.as_text
         typer.echo(write(report.findings), nl=False)
         for note in report.notes:
-            _note(note)
-    _note(_counted(report.files, report.findings))
+            terminal.note(note)
+    terminal.note(terminal.counted(report.files, report.findings))
     raise typer.Exit(findings.exit_code(report.findings, warnings_as_errors=pedantic))
 
 
@@ -126,7 +118,7 @@ def configs_copy(
     if target.exists():
         raise ConfigError(Problem(f"{target} is there already", str(target), "name another file to copy to"))
     disk.write_text(target, assets.with_schema_path(source))
-    _note(f"created   {target}")
+    terminal.note(f"created   {target}")
 
 
 @app.command()
@@ -152,10 +144,35 @@ def stage_data(
     """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
     target, copies, entries = _staging(config, storage)
     options = staging.Options(force, verify, skip_bad=on_bad == "skip")
-    with _bar() as progress:
-        staged = staging.stage(copies, entries, target, report=_staged, progress=progress, options=options)
+    with terminal.bar() as progress:
+        staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
     if as_json:
         typer.echo(staging.as_json(staged))
+
+
+@app.command("fetch-model", epilog="Example: cpt fetch-model configs/gemma3_4b.yaml")
+def fetch_model(
+    config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None
+) -> None:
+    """Download the config's model to <storage>/models, once; runs then take it from there."""
+    from cpt_launcher import fetch
+
+    loaded = reader.read(config, overrides or [])
+    if isinstance(loaded, PlainConfig):
+        raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
+    fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
+
+
+@app.command(epilog="Example: cpt tokenize configs/gemma3_4b.yaml")
+def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None) -> None:
+    """Tokenise the config's corpus once, on CPUs, so that no GPU waits for it; runs then use it."""
+    from cpt_launcher import run as runs
+
+    loaded = reader.read(config, overrides or [])
+    if isinstance(loaded, PlainConfig):
+        raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
+    _check(config, overrides or [])
+    runs.tokenize(loaded, os.environ, _show())
 
 
 @app.command(epilog="Example: cpt demo --storage /tmp/cpt-demo")
@@ -169,9 +186,9 @@ def demo(
     config = assets.shipped(assets.CONFIGS) / "tiny_cpu.yaml"
     overrides = [f"storage={storage}", f"model={model}"] if storage != Path("cpt-demo") else []
     if not (model / "model.safetensors").is_file():
-        _note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
+        terminal.note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
         demos.make_model(model)
-    _note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
+    terminal.note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
     loaded = reader.read(config, overrides)
     _check(config, overrides)
     _train(loaded, fresh=True)
@@ -180,7 +197,13 @@ def demo(
 def _train(config: RunConfig | PlainConfig, *, fresh: bool) -> None:
     from cpt_launcher import run as runs
 
-    _report(*runs.run(config, os.environ, runs.Show(_note, _staged, _say), fresh=fresh))
+    terminal.report(*runs.run(config, os.environ, _show(), fresh=fresh))
+
+
+def _show() -> runs.Show:
+    from cpt_launcher import run as runs
+
+    return runs.Show(terminal.note, terminal.staged, terminal.say)
 
 
 def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:
@@ -206,7 +229,7 @@ def _check(path: Path, overrides: list[str]) -> None:
     report = validation.validate([path], validation.Options(tuple(overrides)))
     for item in report.findings:
         if item.severity == "warning":
-            _note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
+            terminal.note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
     validation.refuse(report.findings)
 
 
@@ -217,77 +240,12 @@ def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
     try:
         name = runs.choose_run(loaded, fresh=fresh)
     except CptError as error:
-        _note(f"warning: a real run would stop here: {error}")
+        terminal.note(f"warning: a real run would stop here: {error}")
     plan = plans.plan_run(loaded, os.environ, name)
     typer.echo(plans.describe(plan, os.environ), nl=False)
     for name in plan.secrets:
         if not os.environ.get(name):
-            _note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")
-
-
-def _report(plan: Plan, results: Results | None) -> None:
-    lines = [f"Run {plan.layout.run} finished."]
-    if results and plan.output:
-        saved = ", ".join(path.name for path in results.checkpoints) or "none"
-        lines = [
-            f"Run {plan.layout.run} finished: {results.steps} steps, "
-            f"loss {results.first_loss:.4f} -> {results.last_loss:.4f}",
-            f"  model        {plan.output}",
-            f"  checkpoints  {saved} (in the same folder)",
-            f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
-        ]
-    typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
-
-
-def _staged(item: staging.Staged) -> None:
-    seen = "" if item.documents is None else f" ({item.documents:,} documents, about {item.tokens:,} tokens)"
-    skipped = f"; {item.skipped:,} bad records left out, see .cpt/quarantine" if item.skipped else ""
-    _note(f"{item.outcome:9} {item.path}{seen}{skipped}")
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[staging.Progress]:
-    """On a terminal, a bar with bytes, rate and time left for the file that is being copied; else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[Path, TaskID] = {}
-
-        def show(copy: Copy, done: int, total: int | None) -> None:
-            if copy.target not in tasks:
-                tasks[copy.target] = bar.add_task(copy.target.name, total=total)
-            bar.update(tasks[copy.target], completed=done)
-
-        yield show
-
-
-def _counted(files: int, found: list[Finding]) -> str:
-    errors = sum(item.severity == "error" for item in found)
-    counts = ((files, "file"), (errors, "error"), (len(found) - errors, "warning"))
-    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in counts)
-
-
-def _note(text: str) -> None:
-    typer.echo(f"cpt: {text}", err=True)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _fail(error: CptError) -> NoReturn:
-    for problem in error.problems:
-        typer.echo(f"error: {problem.what}", err=True)
-        if problem.where:
-            typer.echo(f"  where: {problem.where}", err=True)
-        if problem.hint:
-            typer.echo(f"  next:  {problem.hint}", err=True)
-    sys.exit(error.exit_code)
+            terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -295,4 +253,4 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(args=argv)
     except CptError as error:
-        _fail(error)
+        terminal.fail(error)

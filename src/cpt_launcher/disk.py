@@ -71,6 +71,21 @@ def write_text(path: Path, text: str) -> Outcome:
     return "created" if before is None else "replaced"
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a file or folder that is only ours, if it is there."""
+    with storage_errors(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder its name."""
+    with storage_errors(target):
+        path.rename(target)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a file or folder to a dated name beside it, and return that name."""
     aside = path.with_name(f"{path.name}.{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")

@@ -29,6 +29,26 @@ class Layout:
     def quarantine(self) -> Path:
         return self.storage / ".cpt" / "quarantine"
 
+    def tokenized(self, name: str) -> Path:
+        """A tokenised corpus, named by what it depends on."""
+        return self.storage / "tokenized" / name
+
+    def tokenized_marker(self, name: str) -> Path:
+        """Written last: the tokenised corpus is complete."""
+        return self.storage / "tokenized" / f"{name}.json"
+
+    def model(self, name: str) -> Path:
+        """Where a hub's model is fetched to."""
+        return self.storage / "models" / name.replace("/", "--")
+
+    def model_marker(self, name: str) -> Path:
+        """Written last: the model is complete."""
+        return self.model(name) / ".cpt-complete.json"
+
+    def fetched(self, name: str) -> bool:
+        """Whether a hub's model is on the storage, complete."""
+        return not name.startswith("/") and self.model_marker(name).is_file()
+
     @property
     def run_dir(self) -> Path:
         return self.storage / self.run

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cpt_launcher import assets, dataset
+from cpt_launcher import assets, dataset, tokenized
 from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
@@ -25,7 +25,10 @@ Entries = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: files to stage, registry entries to merge, the YAML, and the process to start."""
+    """One run: files to stage, registry entries to merge, the YAML, and the process to start.
+
+    `tokens` names the tokenised corpus that belongs to it, made or not; None until the data is staged.
+    """
 
     config: Path
     layout: Layout
@@ -39,6 +42,7 @@ class Plan:
     secrets: tuple[str, ...] = ()
     copies: Copies = ()
     entries: Entries = field(default_factory=dict)
+    tokens: str | None = None
 
 
 def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:
@@ -54,9 +58,15 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     entries = dataset.find(config.datasets, assets.search_path(assets.DATASETS, config.path), config.storage)
     deepspeed = deepspeed_file(config)
     staged_deepspeed = config.storage / deepspeed.name if deepspeed else None
+    if layout.fetched(config.model):
+        config = replace(config, model=str(layout.model(config.model)))
     env_vars = {**config.env, **_mlflow_env(config, environ)}
     data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
     copies = (*data, Copy(str(deepspeed), staged_deepspeed)) if deepspeed and staged_deepspeed else tuple(data)
+    staged = {entry.name: entry.staged(config.storage) for entry in entries}
+    tokens = tokenized.key(layout, data, staged, config.model, config.train)
+    if tokens and layout.tokenized_marker(tokens).is_file() and "tokenized_path" not in config.train:
+        config = replace(config, train={**config.train, "tokenized_path": str(layout.tokenized(tokens))})
     return Plan(
         config=config.path,
         layout=layout,
@@ -69,7 +79,8 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         output=layout.output,
         secrets=config.secrets,
         copies=copies,
-        entries={entry.name: entry.staged(config.storage) for entry in entries},
+        entries=staged,
+        tokens=tokens,
     )
 
 

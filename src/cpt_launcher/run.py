@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import collections
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from cpt_launcher import disk, launch, preflight, record, results, stage
+from cpt_launcher import disk, launch, preflight, record, results, stage, tokenized
 from cpt_launcher.config import PlainConfig, RunConfig
-from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem, TrainingError
+from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import UNSET, Plan, plan_run
 from cpt_launcher.results import Results
@@ -60,14 +61,49 @@ def run(
     Raises:
         CptError: see `errors`; the training process's own failure is a TrainingError.
     """
-    plan = plan_run(config, environ, choose_run(config, fresh=fresh))
+    name = choose_run(config, fresh=fresh)
+    plan = plan_run(config, environ, name)
     preflight.check(plan, environ)
     _stage(plan, show)
+    plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
+    outcome = disk.write_text(plan.layout.train_yaml, plan.train_yaml)
+    show.step(f"{outcome:9} {plan.layout.train_yaml}")
     _make_room(plan, show)
     known = record.start(plan)
     began = time.time()
     exited, tail = _launch(plan, environ, show)
     return plan, _conclude(plan, known, exited, tail, began)
+
+
+def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
+    """Stage what is missing and tokenise it, unless it is there.
+
+    Raises:
+        CptError: see `errors`.
+    """
+    _stage(plan_run(config, environ), show)
+    plan = plan_run(config, environ)
+    if plan.tokens is None:
+        what = "the data is not on the storage as the manifest says"
+        raise DataError(Problem(what, str(plan.layout.manifest), "cpt stage-data, then again"))
+    target = plan.layout.tokenized(plan.tokens)
+    if plan.layout.tokenized_marker(plan.tokens).is_file():
+        show.step(f"identical {target}")
+        return
+    env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
+    hidden = values(plan.secrets, environ)
+
+    def run_process(argv: Sequence[str]) -> tuple[int, list[str]]:
+        lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        exited = launch.run(argv, env, lambda line: lines.append(redact(line, hidden)))
+        if exited.interrupted_by is not None:
+            raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", str(target)))
+        return exited.code, list(lines)
+
+    show.step(f"tokenises {', '.join(config.datasets)} for {config.model}")
+    made = tokenized.make(plan.layout, plan.tokens, plan.train_yaml, sys.executable, run_process)
+    end = made["end_of_text"]
+    show.step(f"created   {target} ({made['blocks']:,} blocks, {made['tokens']:,} tokens, documents end in {end})")
 
 
 def _stage(plan: Plan, show: Show) -> None:
@@ -78,8 +114,6 @@ def _stage(plan: Plan, show: Show) -> None:
         report=show.staged,
         options=stage.Options(refetch=False),
     )
-    outcome = disk.write_text(plan.layout.train_yaml, plan.train_yaml)
-    show.step(f"{outcome:9} {plan.layout.train_yaml}")
 
 
 def _make_room(plan: Plan, show: Show) -> None:

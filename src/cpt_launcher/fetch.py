@@ -1,0 +1,63 @@
+"""A model of the Hugging Face hub to the storage, once, so that workers neither download it nor need a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cpt_launcher import disk
+from cpt_launcher.errors import NotReadyError, Problem
+from cpt_launcher.layout import Layout
+
+# Other frameworks' weights, and copies in formats that transformers does not load.
+_NEVER = ["*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*", "onnx/*"]
+
+
+def fetch_model(model: str, storage: Path, report: Callable[[str], None]) -> Path:
+    """Download a model to `<storage>/models`; what is there and complete is not asked for again.
+
+    Raises:
+        NotReadyError: it is a folder, gated, unknown, or the hub cannot be reached.
+        StorageError: the storage is absent or not writable.
+    """
+    if model.startswith("/"):
+        raise NotReadyError(Problem("the model is a folder already", model, "there is nothing to fetch"))
+    disk.require_storage(storage)
+    layout = Layout(storage, "")
+    folder = layout.model(model)
+    if layout.fetched(model):
+        report(f"identical {folder}")
+        return folder
+    revision = _download(model, folder)
+    disk.write_json(layout.model_marker(model), {"model": model, "revision": revision})
+    report(f"created   {folder}")
+    return folder
+
+
+def _download(model: str, folder: Path) -> str:
+    try:
+        from huggingface_hub import HfApi, constants, errors, snapshot_download
+    except ImportError:
+        hint = "pip install 'cpt-launcher[hf]'"
+        raise NotReadyError(Problem("huggingface_hub is not installed", "this environment", hint)) from None
+    page = f"{constants.ENDPOINT}/{model}"
+    try:
+        info = HfApi().model_info(model)
+        names = [file.rfilename for file in info.siblings or []]
+        ignored = [*_NEVER, "*.bin"] if any(name.endswith(".safetensors") for name in names) else _NEVER
+        snapshot_download(model, revision=info.sha, local_dir=folder, ignore_patterns=ignored)
+    except errors.GatedRepoError:
+        hint = f"accept its licence on {page}, then export HF_TOKEN=... of that account"
+        raise NotReadyError(
+            Problem(f"the model {model} is gated, and this account has no access", page, hint)
+        ) from None
+    except errors.RepositoryNotFoundError:
+        hint = "check the name; if it is private, export HF_TOKEN=... of an account that sees it"
+        raise NotReadyError(Problem(f"the hub knows no model {model}", page, hint)) from None
+    except (errors.HFValidationError, ValueError) as error:
+        raise NotReadyError(Problem(f"not a model's name: {error}", model, "owner/name, or a folder")) from None
+    except OSError as error:  # the hub's HTTP errors are requests', and those are OSErrors
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "check the network and start again: what came stays"
+        raise NotReadyError(Problem(f"the hub did not send the model ({reason})", page, hint)) from None
+    return str(info.sha)

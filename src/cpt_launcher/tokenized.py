@@ -1,0 +1,83 @@
+"""Tokens made once and kept: what they depend on, where they lie, and making them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from cpt_launcher import disk, manifest, schema
+from cpt_launcher.dataset import Copy
+from cpt_launcher.errors import DataError, Problem
+from cpt_launcher.layout import Layout
+
+# Arguments outside LLaMA-Factory's data group that change tokens or their order.
+_ALSO = ("seed", "use_fast_tokenizer", "split_special_tokens", "new_special_tokens", "resize_vocab", "stage")
+_NOT = ("overwrite_cache", "tokenized_path", "data_shared_file_system", "dataset_dir", "media_dir")
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
+
+RunProcess = Callable[[Sequence[str]], "tuple[int, list[str]]"]
+
+
+def key(
+    layout: Layout,
+    copies: Sequence[Copy],
+    entries: Mapping[str, Mapping[str, object]],
+    model: str,
+    train: Mapping[str, object],
+) -> str | None:
+    """A hash of all that the tokens depend on: the data's bytes, registry entries, tokenizer, and arguments.
+
+    None while some of the data is not on the storage as the manifest says.
+    """
+    known = manifest.read(layout)
+    hashes = {}
+    for copy in copies:
+        name = copy.target.relative_to(layout.storage).as_posix()
+        record = known.get(name)
+        if record is None or not record.matches(copy.target):
+            return None
+        hashes[name] = record.sha256
+    arguments = {name: value for name, value in train.items() if name not in _NOT and (_is_data(name) or name in _ALSO)}
+    parts = [schema.load().version, hashes, entries, arguments, _tokenizer(model)]
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_data(name: str) -> bool:
+    argument = schema.load().arguments.get(name)
+    return argument is not None and argument.group == "data"
+
+
+def _tokenizer(model: str) -> object:
+    """The tokenizer's files by their hashes where the model is a folder, else the hub's name for it."""
+    folder = Path(model)
+    if not model.startswith("/"):
+        return model
+    files = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def make(layout: Layout, name: str, train_yaml: str, python: str, run: RunProcess) -> dict[str, object]:
+    """Tokenise in a process of its own, to a folder that gets its name, and then its marker, when it is whole.
+
+    Raises:
+        DataError: LLaMA-Factory failed; its last words.
+    """
+    target, part = layout.tokenized(name), layout.tokenized(f".{name}.part")
+    recipe = layout.tokenized(f".{name}.yaml")
+    disk.remove_tree(part)
+    disk.write_text(recipe, train_yaml)
+    code, lines = run((python, "-m", "cpt_launcher.tokenizing", str(recipe), str(part)))
+    made = [line.partition(" ")[2] for line in lines if line.startswith("cpt-tokenized ")]
+    disk.remove_tree(recipe)
+    if code != 0 or not made:
+        disk.remove_tree(part)
+        words = " ".join(" ".join(lines).split()[-60:])
+        raise DataError(Problem(f"tokenising failed: {words}", str(layout.storage), "cpt validate --data --strict"))
+    result: dict[str, object] = json.loads(made[-1])
+    disk.remove_tree(target)
+    disk.rename(part, target)
+    disk.write_json(layout.tokenized_marker(name), result)
+    return result
