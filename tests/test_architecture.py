@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config", "disk", "errors", "launch", "layout", "plan", "preflight", "record", "results", "secrets", "stage",
         "tokenized",
     },
-    "terminal": {"dataset", "errors", "findings", "plan", "results", "stage"},
+    "terminal": {"corpus", "dataset", "errors", "findings", "plan", "results", "stage"},
     "cli": {
         "__init__", "assets", "config", "demo", "disk", "editor", "errors", "fetch", "findings", "plan",
         "reader", "run", "schema", "stage", "terminal", "validate",

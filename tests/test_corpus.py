@@ -23,6 +23,27 @@ def test_formats(tmp_path: Path, name: str, content: str, documents: int, size: 
     assert (report.documents, report.text_bytes, report.problems()) == (documents, size, [])
 
 
+@pytest.mark.parametrize("kind", ["parquet", "stream.arrow", "file.arrow"])
+def test_tables(tmp_path: Path, kind: str) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / f"a.{kind}"
+    table = pa.table({"text": ["one", None, "three", ""], "id": [1, 2, 3, 4]})
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        new = pa.ipc.new_stream if kind.startswith("stream") else pa.ipc.new_file
+        with new(str(path), table.schema) as writer:
+            writer.write_table(table)
+    report = corpus.read(path, "text")
+    assert (report.documents, report.text_bytes, report.empty, report.problems()) == (2, 8, [2, 4], [])
+    [problem] = corpus.read(path, "body").problems()
+    assert problem.what == "no column 'body', but text, id"
+    [problem, _] = corpus.read(path, "id").problems()[:2]
+    assert problem.what == "'id' is int, not text"
+    path.write_bytes(path.read_bytes()[:50])
+    assert corpus.read(path, "text").problems()[0].what.startswith(f"not {path.suffix[1:]}")
+
+
 def test_bad_records_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ok"}\n' + '{"body": "x", "id": 1}\n' * 7)

@@ -144,7 +144,7 @@ def test_an_unchanged_second_run_reads_nothing(storage: Path, source: Path, monk
     monkeypatch.setattr("cpt_launcher.transfer.transferred", None)
     assert outcomes(storage, copy) == ["identical"]
     [item] = staged(storage, copy)
-    assert (item.documents, item.tokens) == (1, 1)
+    assert (item.documents, item.text_bytes, item.tokens) == (1, 1, None)
 
 
 def test_verify_finds_what_size_and_time_do_not_show(storage: Path, source: Path) -> None:
@@ -292,6 +292,24 @@ def test_arrays_and_tables_are_checked_too(storage: Path, tmp_path: Path) -> Non
     assert names(storage) == ["b.csv"]
 
 
+def test_tokens_are_counted_with_a_tokenizer(storage: Path, source: Path, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    source.write_text('{"text": "a b c"}\n{"text": "d"}\n')
+    copy = Copy(str(source), storage / "c.jsonl", "text")
+
+    def count(tokenizer: Path | None) -> list[stage.Staged]:
+        return list(stage.stage([copy], {}, storage, report=lambda _: None, options=Options(tokenizer=tokenizer)))
+
+    assert count(None)[0].tokens is None
+    assert [(item.outcome, item.tokens) for item in count(tmp_path)] == [("identical", 3 + 1 + 1 + 1)]
+    assert count(None)[0].tokens == 6  # the manifest knows
+    with pytest.raises(ConfigError, match=r"there is no tokenizer.json"):
+        count(tmp_path / "absent")
+
+
 def test_other_peoples_entries_survive(storage: Path) -> None:
     theirs = {"theirs": {"file_name": "/t.jsonl", "columns": {"prompt": "body"}}}
     (storage / "dataset_info.json").write_text(json.dumps(theirs))
@@ -332,6 +350,25 @@ def test_space_is_looked_at_first(storage: Path, source: Path, monkeypatch: pyte
     monkeypatch.setattr("shutil.disk_usage", lambda _: os.statvfs_result([0] * 10) and type("U", (), {"free": 3}))
     with pytest.raises(StorageError, match="14 bytes are to be written, and 3 are free"):
         staged(storage, Copy(str(source), storage / "c.jsonl"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_disk_that_fills_keeps_the_old_file(storage: Path, tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", storage], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        target = storage / "c.jsonl"
+        small, large = tmp_path / "small.jsonl.gz", tmp_path / "large.jsonl.gz"
+        small.write_bytes(gzip.compress(b'{"text": "old"}\n'))
+        large.write_bytes(gzip.compress(b'{"text": "new"}\n' * 500_000))  # its size is seen when it is unpacked
+        staged(storage, Copy(str(small), target, "text"))
+        with pytest.raises(StorageError, match="No space left"):
+            staged(storage, Copy(str(large), target, "text"), force=True)
+        assert target.read_bytes() == b'{"text": "old"}\n'
+        assert names(storage) == ["c.jsonl"]
+    finally:
+        subprocess.run(["umount", storage], check=True)
 
 
 def test_a_storage_that_cannot_be_written(storage: Path, source: Path) -> None:

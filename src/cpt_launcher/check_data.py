@@ -103,7 +103,7 @@ def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], li
     found: list[Finding] = []
     reports = []
     for path in dataset.shards(Path(entry.source)) or [Path(entry.source)]:
-        if path.suffix not in corpus.READABLE or not assets.is_file(path):
+        if not corpus.is_readable(path.suffix) or not assets.is_file(path):
             return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"]
         try:
             report = corpus.read(path, column)

@@ -138,12 +138,13 @@ def stage_data(
         Literal["fail", "skip"], typer.Option("--on-bad-record", help="skip: to a quarantine file.")
     ] = "fail",
     force: Annotated[bool, typer.Option("--force", help="Overwrite what came from elsewhere.")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens with this model's tokenizer.json.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read what is staged again and compare hashes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
     target, copies, entries = _staging(config, storage)
-    options = staging.Options(force, verify, skip_bad=on_bad == "skip")
+    options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
     with terminal.bar() as progress:
         staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
     if as_json:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
-from cpt_launcher.errors import Problem
+from cpt_launcher.errors import ConfigError, Problem
 
 # LLaMA-Factory 0.9.3, extras/constants.py, FILEEXT2TYPE; lower case only.
 EXTENSIONS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")
-READABLE = (".csv", ".json", ".jsonl", ".txt")
+TEXTS = (".csv", ".json", ".jsonl", ".txt")
+TABLES = (".arrow", ".parquet")  # read where pyarrow is installed
 # An estimate for English text and vocabularies of 32 k to 262 k tokens; other scripts have more tokens a byte.
 BYTES_PER_TOKEN = 4
 MAX_RECORD = 64 << 20
@@ -40,11 +42,13 @@ class Report:
     bad: list[tuple[int, str]] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
     last_reason: str = ""
+    count: Callable[[str], int] | None = None
+    counted: int = 0
 
     @property
     def tokens(self) -> int:
-        """Estimated, an end-of-text token for each document included."""
-        return self.text_bytes // BYTES_PER_TOKEN + self.documents
+        """Counted where there is a tokenizer, else estimated; an end-of-text token for each document included."""
+        return estimated_tokens(self.text_bytes, self.documents) if self.count is None else self.counted
 
     def add_bad(self, line: int, reason: str) -> None:
         self.bad_count += 1
@@ -72,12 +76,19 @@ class Checker:
         plain: each line is a document (`.txt`), not a JSON object.
         reject: called with line number, reason and bytes of each bad line, which is then left out of what
             `feed` returns; without it bad lines pass and are only counted.
+        count: counts the tokens of a text.
     """
 
     def __init__(
-        self, path: Path, column: str, *, plain: bool, reject: Callable[[int, str, bytes], None] | None = None
+        self,
+        path: Path,
+        column: str,
+        *,
+        plain: bool,
+        reject: Callable[[int, str, bytes], None] | None = None,
+        count: Callable[[str], int] | None = None,
     ) -> None:
-        self.report = Report(path)
+        self.report = Report(path, count=count)
         self._column, self._plain, self._reject = column, plain, reject
         self._rest = b""
         self._line = 0
@@ -140,10 +151,33 @@ def _why(line: bytes, error: orjson.JSONDecodeError) -> str:
     return f"not JSON: {error}"
 
 
-def read(path: Path, column: str, suffix: str | None = None) -> Report:
+def estimated_tokens(text_bytes: int, documents: int) -> int:
+    """From bytes of text, with an end-of-text token for each document."""
+    return text_bytes // BYTES_PER_TOKEN + documents
+
+
+def counter(tokenizer: Path) -> Callable[[str], int]:
+    """Counts the tokens of a text with a `tokenizer.json`, given itself or by its folder (needs `tokenizers`).
+
+    Raises:
+        ConfigError: there is no such file, or `tokenizers` is not installed.
+    """
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    if not file.is_file():
+        raise ConfigError(Problem("there is no tokenizer.json", str(file), "a model's folder, or the file itself"))
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        hint = "pip install tokenizers (cpt-launcher[train] brings it)"
+        raise ConfigError(Problem("counting tokens needs tokenizers", "this environment", hint)) from None
+    loaded = Tokenizer.from_file(str(file))
+    return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
+
+
+def read(path: Path, column: str, suffix: str | None = None, count: Callable[[str], int] | None = None) -> Report:
     """Read one file of text records to its end; memory stays bounded by the largest record.
 
-    `suffix` says what it is where its own name does not.
+    `suffix` says what it is where its own name does not; `count` counts tokens.
 
     A `.json` file that is one array is the exception: it is read whole, as LLaMA-Factory does.
 
@@ -151,15 +185,17 @@ def read(path: Path, column: str, suffix: str | None = None) -> Report:
         OSError: the file cannot be read.
     """
     suffix = suffix or path.suffix
+    if suffix in TABLES:
+        return _table(path, suffix, column, count)
     with path.open("rb") as file:
         if not is_line_wise(suffix, file.read(1024)):
             file.seek(0)
-            report = Report(path)
+            report = Report(path, count=count)
             for line, record in _csv(file, report) if suffix == ".csv" else _array(file, report):
                 _judge(report, line, record, column)
             return report
         file.seek(0)
-        checker = Checker(path, column, plain=suffix == ".txt")
+        checker = Checker(path, column, plain=suffix == ".txt", count=count)
         with contextlib.suppress(TooLongError):
             while chunk := file.read(CHUNK):
                 checker.feed(chunk)
@@ -197,6 +233,44 @@ def _csv(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
         text.detach()
 
 
+def _table(path: Path, suffix: str, column: str, count: Callable[[str], int] | None) -> Report:
+    """A Parquet or Arrow file, batch by batch."""
+    import pyarrow as pa  # not at the top: it is large, and only here
+    import pyarrow.parquet as pq
+
+    report, line = Report(path, count=count), 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches() if suffix == ".parquet" else _arrow(path):
+            if column not in batch.schema.names:
+                report.add_bad(1, f"no column '{column}', but {', '.join(batch.schema.names[:6])}")
+                break
+            for value in batch.column(column).to_pylist():
+                line += 1
+                _judge(report, line, {column: value}, column)
+    except pa.ArrowException as error:
+        report.add_bad(line + 1, f"not {suffix[1:]}: {str(error).splitlines()[0]}")
+    return report
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """The batches of an Arrow file in either of its two formats; datasets writes streams."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        try:
+            reader = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from reader
+
+
+def is_readable(suffix: str) -> bool:
+    """Whether `read` can look into such a file here."""
+    return suffix in TEXTS or (suffix in TABLES and importlib.util.find_spec("pyarrow") is not None)
+
+
 def _judge(report: Report, line: int, record: object, column: str) -> None:
     if not isinstance(record, dict):
         report.add_bad(line, "not an object with named columns")
@@ -210,3 +284,5 @@ def _judge(report: Report, line: int, record: object, column: str) -> None:
     else:
         report.documents += 1
         report.text_bytes += len(record[column].encode("utf-8", "surrogatepass"))
+        if report.count is not None:
+            report.counted += report.count(record[column]) + 1

@@ -14,7 +14,9 @@ from cpt_launcher.layout import Layout
 
 @dataclass(frozen=True)
 class Record:
-    """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version."""
+    """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version;
+    `tokens` is known only where a tokenizer counted them.
+    """
 
     source: str
     stamp: str | None
@@ -25,6 +27,7 @@ class Record:
     documents: int | None = None
     text_bytes: int | None = None
     skipped: int = 0
+    tokens: int | None = None
 
     def matches(self, target: Path) -> bool:
         """Whether the target is, by size and time, the file that was recorded."""

@@ -23,13 +23,15 @@ class Options:
     """How to stage.
 
     `force` overwrites what came from elsewhere; `verify` reads staged files again; `refetch` asks remote sources
-    whether they changed; `skip_bad` leaves bad records out, to a quarantine file.
+    whether they changed; `skip_bad` leaves bad records out, to a quarantine file;
+    `tokenizer` (a model's folder, or a tokenizer.json) counts tokens instead of estimating them.
     """
 
     force: bool = False
     verify: bool = False
     refetch: bool = True
     skip_bad: bool = False
+    tokenizer: Path | None = None
 
 
 DEFAULTS = Options()
@@ -37,7 +39,10 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True)
 class Staged:
-    """What became of one file; counts of documents and of bytes of text where it is data that was read."""
+    """What became of one file; counts where it is data that was read.
+
+    `tokens` only where a tokenizer counted them.
+    """
 
     path: str
     outcome: Outcome
@@ -46,13 +51,7 @@ class Staged:
     documents: int | None = None
     text_bytes: int | None = None
     skipped: int = 0
-
-    @property
-    def tokens(self) -> int | None:
-        """Estimated."""
-        if self.documents is None or self.text_bytes is None:
-            return None
-        return self.text_bytes // corpus.BYTES_PER_TOKEN + self.documents
+    tokens: int | None = None
 
 
 Progress = Callable[[Copy, int, "int | None"], None]
@@ -104,11 +103,14 @@ class _Stager:
         self.fresh: dict[str, Record] = {}
         self._layout, self._options, self._progress = layout, options, progress
         self._known = manifest.read(layout)
+        self._count = corpus.counter(options.tokenizer) if options.tokenizer else None
 
     def one(self, copy: Copy) -> Staged:
         name = copy.target.relative_to(self._layout.storage).as_posix()
         known = self._known.get(name)
         trusted = known if known and known.source == copy.source and known.matches(copy.target) else None
+        if trusted and self._count is not None and copy.column and trusted.tokens is None:
+            trusted = None
         if trusted and self._options.verify and _sha256(copy.target) != trusted.sha256:
             trusted = None
         if copy.is_remote and not self._options.refetch and copy.target.is_file():
@@ -125,7 +127,9 @@ class _Stager:
         disk.require_space(self._layout.storage, version.size or 0)
         quarantine = self._layout.quarantine / f"{name}.jsonl" if self._options.skip_bad and copy.column else None
         before = _sha256(copy.target) if copy.target.is_file() else None
-        with transfer.transferred(copy, version, quarantine, lambda done: self._progress(copy, done, version.size)) as (
+        with transfer.transferred(
+            copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
+        ) as (
             part,
             done,
         ):
@@ -148,12 +152,13 @@ class _Stager:
             documents=report.documents if report else None,
             text_bytes=report.text_bytes if report else None,
             skipped=report.bad_count if report else 0,
+            tokens=report.counted if report and report.count else None,
         )
         return _staged(copy, "identical" if done.sha256 == before else "replaced" if before else "created", record)
 
 
 def _staged(copy: Copy, outcome: Outcome, record: Record | None) -> Staged:
-    seen = (record.documents, record.text_bytes, record.skipped) if record else (None, None, 0)
+    seen = (record.documents, record.text_bytes, record.skipped, record.tokens) if record else ()
     return Staged(str(copy.target), outcome, copy.target.stat().st_size, copy.source, *seen)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from cpt_launcher.corpus import estimated_tokens
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError
 from cpt_launcher.plan import Plan
@@ -37,7 +38,11 @@ def report(plan: Plan, results: Results | None) -> None:
 
 
 def staged(item: Staged) -> None:
-    seen = "" if item.documents is None else f" ({item.documents:,} documents, about {item.tokens:,} tokens)"
+    seen = ""
+    if item.documents is not None:
+        estimate = f"about {estimated_tokens(item.text_bytes or 0, item.documents):,} tokens"
+        tokens = estimate if item.tokens is None else f"{item.tokens:,} tokens"
+        seen = f" ({item.documents:,} documents, {tokens})"
     skipped = f"; {item.skipped:,} bad records left out, see .cpt/quarantine" if item.skipped else ""
     note(f"{item.outcome:9} {item.path}{seen}{skipped}")
 

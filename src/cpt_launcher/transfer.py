@@ -19,6 +19,14 @@ from cpt_launcher.source import Version
 
 
 @dataclass(frozen=True)
+class How:
+    """What to do with bad records (leave them out, to a file), and how to count tokens."""
+
+    quarantine: Path | None = None
+    count: Callable[[str], int] | None = None
+
+
+@dataclass(frozen=True)
 class Done:
     """The new content, still without the target's name: its size, hash and what was seen in it."""
 
@@ -30,22 +38,22 @@ class Done:
 
 @contextlib.contextmanager
 def transferred(
-    copy: Copy, version: Version, quarantine: Path | None, progress: Callable[[int], None]
+    copy: Copy, version: Version, how: How, progress: Callable[[int], None]
 ) -> Iterator[tuple[disk.Part, Done]]:
     """The file's new content beside its target, checked; the caller publishes or discards it.
 
     An interrupted copy of the same version of a remote file goes on where it was. Bad records fail the copy, or with
-    `quarantine` (a file) are left out and written there.
+    a quarantine file are left out and written there.
 
     Raises:
         DataError: the source fails, ends early, changes meanwhile, or holds bad records.
         StorageError: the target cannot be written.
     """
     is_plain = not copy.source.endswith(COMPRESSED)
-    stamp = version.stamp if copy.is_remote and is_plain and quarantine is None else None
+    stamp = version.stamp if copy.is_remote and is_plain and how.quarantine is None else None
     with disk.part_of(copy.target, stamp) as part:
         try:
-            done = _fill(part, copy, version, quarantine, progress)
+            done = _fill(part, copy, version, how, progress)
         except BaseException as error:
             if stamp is None or (isinstance(error, DataError) and not isinstance(error, _BrokenOffError)):
                 part.discard()
@@ -57,12 +65,11 @@ class _BrokenOffError(DataError):
     """What came so far is good, and the next try goes on from there."""
 
 
-def _fill(
-    part: disk.Part, copy: Copy, version: Version, quarantine: Path | None, progress: Callable[[int], None]
-) -> Done:
+def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Callable[[int], None]) -> Done:
+    quarantine = how.quarantine
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_quarantined(quarantine)) if quarantine else None
-        flow = _Flow(part, copy, reject)
+        flow = _Flow(part, copy, reject, how.count)
         part.file.seek(0)
         while chunk := part.file.read(corpus.CHUNK):  # what an interrupted copy left
             flow.take(chunk, write=False)
@@ -91,10 +98,16 @@ def _fill(
 class _Flow:
     """Checks chunks and, one step behind in a thread of its own, hashes and writes them."""
 
-    def __init__(self, part: disk.Part, copy: Copy, reject: Callable[[int, str, bytes], None] | None) -> None:
+    def __init__(
+        self,
+        part: disk.Part,
+        copy: Copy,
+        reject: Callable[[int, str, bytes], None] | None,
+        count: Callable[[str], int] | None,
+    ) -> None:
         self.digest = hashlib.sha256()
         self.received = self.written = 0
-        self._part, self._copy, self._reject = part, copy, reject
+        self._part, self._copy, self._reject, self._count = part, copy, reject, count
         self._checker: corpus.Checker | None = None
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
@@ -123,17 +136,19 @@ class _Flow:
     def report(self) -> corpus.Report | None:
         """What was seen in it; files that are not line-wise are read once more for that, from the part."""
         suffix = self._copy.target.suffix
-        if self._copy.column is None or suffix not in corpus.READABLE:
+        if self._copy.column is None or not corpus.is_readable(suffix):
             return None
         if self._checker is None:
-            return corpus.read(self._part.path, self._copy.column, suffix)
+            return corpus.read(self._part.path, self._copy.column, suffix, self._count)
         return self._checker.report
 
     def _new_checker(self, start: bytes) -> corpus.Checker | None:
         suffix, column = self._copy.target.suffix, self._copy.column
         if column is None or not corpus.is_line_wise(suffix, start):
             return None
-        return corpus.Checker(Path(self._copy.source), column, plain=suffix == ".txt", reject=self._reject)
+        return corpus.Checker(
+            Path(self._copy.source), column, plain=suffix == ".txt", reject=self._reject, count=self._count
+        )
 
     def _hand_over(self, data: bytes, *, write: bool) -> None:
         self._wait()
