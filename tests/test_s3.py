@@ -1,5 +1,7 @@
 """Staging from an S3 server on this machine."""
 
+import gzip
+import json
 import os
 import socket
 import subprocess
@@ -10,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import stage
+from cpt_launcher import dataset, stage
 from cpt_launcher.dataset import Copy
-from cpt_launcher.errors import DataError
+from cpt_launcher.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of aiobotocore
 
@@ -61,6 +63,39 @@ def test_a_file_and_a_folder(s3: None, tmp_path: Path) -> None:
         ("shards/1.jsonl", "created", 1),
         ("shards/2.jsonl", "created", 2),
     ]
+
+
+def test_to_a_bucket_from_where_llamafactory_reads(s3: None, tmp_path: Path) -> None:
+    import s3fs
+
+    cloud = "s3://corpora/trained/c.jsonl"
+    fields = {"source": "c.jsonl.gz", "cloud_file_name": cloud, "columns": {"prompt": "text"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": fields}))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' * 3))
+    storage = tmp_path / "storage"
+    storage.mkdir()
+
+    def staged(*, force: bool = False) -> list[tuple[str, str, int | None]]:
+        entry = dataset.read_registry(tmp_path / "dataset_info.json")["mine"]
+        assert entry.staged(storage) == {"cloud_file_name": cloud, "columns": {"prompt": "text"}}
+        copies, options = dataset.copies(entry, storage), stage.Options(force=force)
+        done = stage.stage(copies, {}, storage, report=lambda _: None, options=options)
+        return [(item.path, item.outcome, item.documents) for item in done]
+
+    system = s3fs.S3FileSystem()
+    assert staged() == [(cloud, "created", 3)]
+    assert staged() == [(cloud, "identical", 3)]
+    assert system.cat(cloud) == b'{"text": "one"}\n' * 3
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n'))
+    assert staged() == [(cloud, "replaced", 1)]
+    system.pipe(cloud, b"of somebody else")
+    with pytest.raises(ConfigError, match="has other content"):
+        staged()
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"no record\n"))
+    with pytest.raises(DataError):
+        staged(force=True)
+    assert system.cat(cloud) == b"of somebody else"
+    assert [path.name for path in storage.rglob("*") if path.is_file()] == ["lock", "manifest.json"]
 
 
 def test_what_is_not_there(s3: None, tmp_path: Path) -> None:

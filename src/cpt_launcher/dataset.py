@@ -28,24 +28,39 @@ class Entry:
     source: str | None
 
     @property
+    def cloud(self) -> str | None:
+        """The object that LLaMA-Factory is to read the data from, if it is not to be a file on the storage."""
+        given = self.fields.get("cloud_file_name")
+        return given if isinstance(given, str) else None
+
+    @property
     def staged_name(self) -> str:
         """The file's or folder's name on the storage."""
         return plain_name(PurePosixPath(str(self.fields.get("file_name") or self.source)).name)
 
     def staged(self, storage: Path) -> dict[str, object]:
         """The entry as the storage's registry holds it: `file_name` is the staged path."""
-        if self.source is None:
+        if self.source is None or self.cloud is not None:
             return dict(self.fields)
         return {**self.fields, "file_name": str(storage / self.staged_name)}
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column."""
+    """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column.
+
+    With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first.
+    """
 
     source: str
     target: Path
     column: str | None = None
+    cloud: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is in the end."""
+        return self.cloud or str(self.target)
 
     @property
     def is_remote(self) -> bool:
@@ -133,6 +148,8 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     target = storage / entry.staged_name
     columns = entry.fields.get("columns")
     column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
+    if entry.cloud is not None:
+        return (_cloud_copy(entry, storage, column),)
     if "://" in entry.source:
         return (Copy(entry.source, target, column),)
     source = Path(entry.source)
@@ -144,3 +161,14 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
     return tuple(Copy(str(shard), target / plain_name(str(shard.relative_to(source))), column) for shard in found)
+
+
+def _cloud_copy(entry: Entry, storage: Path, column: str | None) -> Copy:
+    """LLaMA-Factory 0.9.3 reads `.json` and `.jsonl` objects (data/data_utils.py, read_cloud_json), whole."""
+    cloud = str(entry.cloud)
+    if not cloud.startswith(("s3://", "gs://", "gcs://")) or not cloud.endswith((".json", ".jsonl")):
+        what = f"'{entry.name}' cannot be read from {cloud}"
+        raise DataError(
+            Problem(what, str(entry.registry), "an s3:// or gs:// object, .jsonl or .json", "registry-file")
+        )
+    return Copy(str(entry.source), storage / ".cpt" / "uploads" / PurePosixPath(cloud).name, column, cloud)

@@ -15,7 +15,7 @@ from cpt_launcher.layout import Layout
 @dataclass(frozen=True)
 class Record:
     """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version;
-    `tokens` is known only where a tokenizer counted them.
+    `tokens` is known only where a tokenizer counted them, `target_stamp` only for objects.
     """
 
     source: str
@@ -28,6 +28,7 @@ class Record:
     text_bytes: int | None = None
     skipped: int = 0
     tokens: int | None = None
+    target_stamp: str | None = None
 
     def matches(self, target: Path) -> bool:
         """Whether the target is, by size and time, the file that was recorded."""

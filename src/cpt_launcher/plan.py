@@ -176,7 +176,7 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
     secrets = {name: "(set, not shown)" if environ.get(name) else "(NOT SET)" for name in plan.secrets}
     env = {**{key: _masked(key, value) for key, value in plan.env.items()}, **secrets}
     unset = [name for name in UNSET if name in environ]
-    copies = [f"  {copy.source}\n    -> {copy.target}" for copy in plan.copies]
+    copies = [f"  {copy.source}\n    -> {copy.place}" for copy in plan.copies]
     merged = [f"  {name} -> {plan.layout.registry}" for name in plan.entries]
     parts = [
         f"Run {plan.layout.run} from {plan.config}: {plan.workers} {plan.device.upper()} workers",

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import IO, Any
 
-from cpt_launcher.errors import DataError, Problem
+from cpt_launcher.errors import DataError, Problem, StorageError
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -48,6 +48,34 @@ def version(url: str) -> Version:
     marks = [f"{name}={info[name]}" for name in _VERSIONS if info.get(name)]
     size = info.get("size")
     return Version(url, size, f"{url} {size} {' '.join(marks)}" if marks and size is not None else None)
+
+
+def version_if_there(url: str) -> Version | None:
+    """The version of an object, None if there is none.
+
+    Raises:
+        DataError: its file system is not installed.
+    """
+    system, path = _system(url)
+    system.invalidate_cache()
+    try:
+        return version(url) if system.exists(path) else None
+    except failures() as error:
+        raise unreadable(url, error) from None
+
+
+def upload(path: str, url: str) -> None:
+    """Put a local file there; object stores show it when it is complete.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    system, target = _system(url)
+    try:
+        system.put_file(path, target)
+    except failures() as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StorageError(Problem(f"cannot write ({reason})", url, "check the bucket and your credentials")) from None
 
 
 def files(url: str) -> list[tuple[str, str]]:

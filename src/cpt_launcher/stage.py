@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -106,6 +106,8 @@ class _Stager:
         self._count = corpus.counter(options.tokenizer) if options.tokenizer else None
 
     def one(self, copy: Copy) -> Staged:
+        if copy.cloud is not None:
+            return self._to_cloud(copy, copy.cloud)
         name = copy.target.relative_to(self._layout.storage).as_posix()
         known = self._known.get(name)
         trusted = known if known and known.source == copy.source and known.matches(copy.target) else None
@@ -141,30 +143,57 @@ class _Stager:
             else:
                 part.publish()
         now = copy.target.stat()
-        report = done.report
-        self.fresh[name] = record = Record(
-            source=copy.source,
-            stamp=version.stamp,
-            bytes=now.st_size,
-            mtime_ns=now.st_mtime_ns,
-            sha256=done.sha256,
-            staged=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            documents=report.documents if report else None,
-            text_bytes=report.text_bytes if report else None,
-            skipped=report.bad_count if report else 0,
-            tokens=report.counted if report and report.count else None,
-        )
+        self.fresh[name] = record = _record(copy, version, done, now.st_size, now.st_mtime_ns)
         return _staged(copy, "identical" if done.sha256 == before else "replaced" if before else "created", record)
+
+    def _to_cloud(self, copy: Copy, cloud: str) -> Staged:
+        """Checked and put together on the storage, then uploaded whole."""
+        known, there = self._known.get(cloud), sources.version_if_there(cloud)
+        ours = known is not None and there is not None and known.target_stamp == there.stamp
+        version = sources.version(copy.source)
+        if known and ours and known.source == copy.source and version.stamp and known.stamp == version.stamp:
+            return _staged(copy, "identical", known)
+        if there is not None and not ours and not self._options.force:
+            raise _foreign(copy, known)
+        quarantine = self._layout.quarantine / f"{copy.target.name}.jsonl" if self._options.skip_bad else None
+        with transfer.transferred(
+            copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
+        ) as (part, done):
+            same = known is not None and ours and known.sha256 == done.sha256
+            if not same:
+                sources.upload(str(part.path), cloud)
+            part.discard()
+        now = sources.version_if_there(cloud)
+        record = replace(_record(copy, version, done, done.size, 0), target_stamp=now.stamp if now else None)
+        self.fresh[cloud] = record
+        return _staged(copy, "identical" if same else "replaced" if there else "created", record)
+
+
+def _record(copy: Copy, version: sources.Version, done: transfer.Done, size: int, mtime_ns: int) -> Record:
+    report = done.report
+    return Record(
+        source=copy.source,
+        stamp=version.stamp,
+        bytes=size,
+        mtime_ns=mtime_ns,
+        sha256=done.sha256,
+        staged=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        documents=report.documents if report else None,
+        text_bytes=report.text_bytes if report else None,
+        skipped=report.bad_count if report else 0,
+        tokens=report.counted if report and report.count else None,
+    )
 
 
 def _staged(copy: Copy, outcome: Outcome, record: Record | None) -> Staged:
     seen = (record.documents, record.text_bytes, record.skipped, record.tokens) if record else ()
-    return Staged(str(copy.target), outcome, copy.target.stat().st_size, copy.source, *seen)
+    size = record.bytes if record else copy.target.stat().st_size
+    return Staged(copy.place, outcome, size, copy.source, *seen)
 
 
 def _pieces(copy: Copy) -> list[Copy]:
     """A remote folder as its files."""
-    if not copy.is_remote or not copy.source.endswith("/"):
+    if not copy.is_remote or not copy.source.endswith("/") or copy.cloud is not None:
         return [copy]
     found = sources.files(copy.source)
     return [Copy(url, copy.target / dataset.plain_name(inner), copy.column) for url, inner in found]
@@ -173,7 +202,7 @@ def _pieces(copy: Copy) -> list[Copy]:
 def _foreign(copy: Copy, known: Record | None) -> ConfigError:
     whose = f"from {known.source}" if known else "that cpt did not put there"
     hint = "give yours another file name, or overwrite it with cpt stage-data --force"
-    return ConfigError(Problem(f"a file of this name {whose} has other content", str(copy.target), hint))
+    return ConfigError(Problem(f"a file of this name {whose} has other content", copy.place, hint))
 
 
 def _sha256(path: Path) -> str:

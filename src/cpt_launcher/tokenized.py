@@ -34,9 +34,9 @@ def key(
     known = manifest.read(layout)
     hashes = {}
     for copy in copies:
-        name = copy.target.relative_to(layout.storage).as_posix()
+        name = copy.cloud or copy.target.relative_to(layout.storage).as_posix()
         record = known.get(name)
-        if record is None or not record.matches(copy.target):
+        if record is None or (copy.cloud is None and not record.matches(copy.target)):
             return None
         hashes[name] = record.sha256
     arguments = {name: value for name, value in train.items() if name not in _NOT and (_is_data(name) or name in _ALSO)}
