@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"assets", "config", "errors", "layout", "yamlfile"},
     "tokenizing": set(),
     "tokenized": {"dataset", "disk", "errors", "layout", "manifest", "schema"},
-    "plan": {"assets", "config", "dataset", "errors", "layout", "render", "tokenized"},
+    "plan": {"assets", "config", "dataset", "errors", "layout", "render", "schema", "tokenized"},
     "results": set(),
     "corpus": {"errors"},
     "schema": set(),

@@ -71,6 +71,13 @@ def test_a_missing_secret_stops_before_anything_is_written(
     assert list((workspace / "storage").iterdir()) == []
 
 
+def test_too_little_text_stops_before_the_workers_start(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
+    done = cpt("run", "my.yaml", "train.cutoff_len=4096")
+    assert done.code == 3
+    assert "1,700 bytes of text cannot fill one block of 4,096 tokens" in done.err
+    assert not (workspace / "called.json").exists()
+
+
 def test_a_failure_shows_its_innermost_cause(
     cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cpt_launcher import assets, dataset, tokenized
+from cpt_launcher import assets, dataset, schema, tokenized
 from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
@@ -27,7 +27,8 @@ Entries = Mapping[str, Mapping[str, object]]
 class Plan:
     """One run: files to stage, registry entries to merge, the YAML, and the process to start.
 
-    `tokens` names the tokenised corpus that belongs to it, made or not; None until the data is staged.
+    `block` is cutoff_len, in tokens. `tokens` names the tokenised corpus that belongs to it, made or not; None until
+    the data is staged.
     """
 
     config: Path
@@ -43,6 +44,7 @@ class Plan:
     copies: Copies = ()
     entries: Entries = field(default_factory=dict)
     tokens: str | None = None
+    block: int = 0
 
 
 def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:
@@ -81,6 +83,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         copies=copies,
         entries=staged,
         tokens=tokens,
+        block=_block(config.train),
     )
 
 
@@ -117,6 +120,11 @@ def _plain(config: PlainConfig) -> Plan:
         device=device,
         output=Path(output) if isinstance(output, str) and output.startswith("/") else None,
     )
+
+
+def _block(train: Mapping[str, object]) -> int:
+    given = train.get("cutoff_len", schema.load().arguments["cutoff_len"].default)
+    return given if isinstance(given, int) else 0
 
 
 def _argv(layout: Layout, device: str) -> tuple[str, ...]:

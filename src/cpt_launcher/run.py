@@ -107,13 +107,22 @@ def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
 
 
 def _stage(plan: Plan, show: Show) -> None:
-    stage.stage(
+    done = stage.stage(
         plan.copies,
         plan.entries,
         plan.layout.storage,
         report=show.staged,
         options=stage.Options(refetch=False),
     )
+    _require_a_block(plan, done)
+
+
+def _require_a_block(plan: Plan, done: Sequence[stage.Staged]) -> None:
+    """Even at a token a byte, the data must fill a block; else LLaMA-Factory finds that out in the workers."""
+    sizes = [item.text_bytes + item.documents for item in done if item.text_bytes is not None and item.documents]
+    if sizes and sum(sizes) < plan.block:
+        what = f"{sum(sizes):,} bytes of text cannot fill one block of {plan.block:,} tokens"
+        raise DataError(Problem(what, str(plan.config), "more text, or a smaller train.cutoff_len", "data-size"))
 
 
 def _make_room(plan: Plan, show: Show) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def report(plan: Plan, results: Results | None) -> None:
+    """What a finished run came to, and where everything is."""
     lines = [f"Run {plan.layout.run} finished."]
     if results and plan.output:
         saved = ", ".join(path.name for path in results.checkpoints) or "none"
@@ -38,6 +39,7 @@ def report(plan: Plan, results: Results | None) -> None:
 
 
 def staged(item: Staged) -> None:
+    """One staged file, and what was counted in it."""
     seen = ""
     if item.documents is not None:
         estimate = f"about {estimated_tokens(item.text_bytes or 0, item.documents):,} tokens"
@@ -70,20 +72,24 @@ def bar() -> Iterator[Progress]:
 
 
 def counted(files: int, found: list[Finding]) -> str:
+    """`3 files, 1 error, 2 warnings`."""
     errors = sum(item.severity == "error" for item in found)
     counts = ((files, "file"), (errors, "error"), (len(found) - errors, "warning"))
     return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in counts)
 
 
 def note(text: str) -> None:
+    """A step or a warning of our own."""
     typer.echo(f"cpt: {text}", err=True)
 
 
 def say(line: str) -> None:
+    """A line of the training process."""
     typer.echo(line, err=True)
 
 
 def fail(error: CptError) -> NoReturn:
+    """Every problem of an error with its place and what to do next, and the exit code of the contract."""
     for problem in error.problems:
         typer.echo(f"error: {problem.what}", err=True)
         if problem.where:
