@@ -4,7 +4,8 @@ ENVIRON = {"HF_TOKEN": "hf_abcdef", "CUSTOM": "custom-value", "AWS_SECRET_ACCESS
 
 
 def test_named_and_telling_names_are_secret_and_short_values_are_not() -> None:
-    assert values(["CUSTOM", "ABSENT"], {**ENVIRON, "HOME": "/home/me"}) == {
+    harmless = {"HOME": "/home/me", "TOKENIZERS_PARALLELISM": "disabled"}
+    assert values(["CUSTOM", "ABSENT"], {**ENVIRON, **harmless}) == {
         "CUSTOM": "custom-value",
         "HF_TOKEN": "hf_abcdef",
         "AWS_SECRET_ACCESS_KEY": "aws/abc+def",
