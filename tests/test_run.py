@@ -143,6 +143,15 @@ def test_a_run_that_is_going_on_is_refused(
     assert record(workspace)["state"] == "interrupted"
 
 
+def test_a_running_cluster_is_said_not_to_inherit_secrets(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "do not inherit" not in cpt("run", "my.yaml").err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    warning = "cpt: warning: workers of the Ray cluster that is running do not inherit HF_TOKEN; set it on the cluster"
+    assert warning in cpt("run", "my.yaml", "--fresh").err.splitlines()
+
+
 def test_a_llamafactory_yaml_runs_as_it_is(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
     text = (
         "# kept\nstage: pt\ndo_train: true\nfinetuning_type: full\nbf16: true\nreport_to: none\nray_run_name: plain\n"

@@ -32,7 +32,9 @@ OWNED = MappingProxyType({
     "placement_strategy": "resources",
     "ray_init_kwargs": "env",
 })  # fmt: skip
-SECRET_NAME = re.compile(r"(TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,9 @@ def run(
     name = choose_run(config, fresh=fresh)
     plan = plan_run(config, environ, name)
     preflight.check(plan, environ)
+    if plan.secrets and preflight.cluster_near(environ):
+        names = ", ".join(plan.secrets)
+        show.step(f"warning: workers of the Ray cluster that is running do not inherit {names}; set it on the cluster")
     _stage(plan, show)
     plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
     outcome = disk.write_text(plan.layout.train_yaml, plan.train_yaml)
