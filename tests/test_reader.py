@@ -72,6 +72,11 @@ def test_a_name_is_one_folder(name: str) -> None:
     assert "cannot be a run's folder" in what
 
 
+@pytest.mark.parametrize("text", ["/" + "a" * 300, "/a" * 2500])
+def test_what_cannot_be_a_path(text: str) -> None:
+    assert [what for what, _ in problems(COMPLETE, f"storage={text}")] == ["storage cannot be a path"]
+
+
 def test_overrides_are_yaml_and_dotted() -> None:
     config = parse(COMPLETE, "train.cutoff_len=2048", "train.learning_rate=1e-5", "name=other", "resources={cpus: 2}")
     assert isinstance(config, RunConfig)

@@ -21,6 +21,20 @@ def test_without_a_chain_the_last_error_counts() -> None:
     assert results.cause(["all is well: no Error here"]) is None
 
 
+def test_a_checkpoint_is_complete_with_its_state_and_every_ranks(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-10"
+    checkpoint.mkdir()
+    (checkpoint / "latest").touch()
+    (checkpoint / "rng_state_0.pth").touch()
+    assert not results.is_complete(checkpoint, 2)
+    (checkpoint / "trainer_state.json").write_text('{"global_step"')
+    assert not results.is_complete(checkpoint, 2)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 10}')
+    assert not results.is_complete(checkpoint, 2)
+    (checkpoint / "rng_state_1.pth").touch()
+    assert results.is_complete(checkpoint, 2)
+
+
 def test_read(tmp_path: Path) -> None:
     layout = Layout(tmp_path, "r")
     for name in ("checkpoint-100", "checkpoint-20", "checkpoint-tmp"):

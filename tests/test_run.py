@@ -121,6 +121,18 @@ def test_an_output_without_checkpoint_is_set_aside(
     assert len(list(output.parent.glob("output.*"))) == 1
 
 
+def test_a_half_written_checkpoint_is_set_aside(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
+    output = workspace / "storage" / "first" / "output"
+    for step in (10, 20, 30):
+        (output / f"checkpoint-{step}").mkdir(parents=True)
+    (output / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    done = cpt("run", "my.yaml")
+    assert "checkpoint-30 was not written to its end" in done.err
+    assert f"resumes from {output}/checkpoint-10\n" in done.err
+    left = {path.name.partition(".")[0] + "." * ("." in path.name) for path in output.glob("checkpoint-*0*")}
+    assert left == {"checkpoint-10", "checkpoint-20.", "checkpoint-30."}
+
+
 def test_a_run_that_is_going_on_is_refused(
     cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:

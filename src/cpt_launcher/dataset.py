@@ -114,7 +114,7 @@ def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[
     known: dict[str, Entry] = {}
     for folder in (*folders, storage):
         registry = folder / assets.REGISTRY
-        if registry.is_file():
+        if assets.is_file(registry):
             known = {**read_registry(registry), **known}
     missing = [name for name in names if name not in known]
     if missing:

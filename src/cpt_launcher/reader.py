@@ -179,7 +179,11 @@ class _Reader:
                 self._add(
                     f"{key} names ${{{name}}}, which is not set", (key,), f"export {name}=... first", "unset-variable"
                 )
-        return _VARIABLE.sub(lambda match: self.environ.get(match[1], ""), text)
+        path = _VARIABLE.sub(lambda match: self.environ.get(match[1], ""), text)
+        if "\0" in path or len(path) > 4000 or any(len(part) > 255 for part in path.split("/")):
+            self._add(f"{key} cannot be a path", (key,), hints[key])
+            return ""
+        return path
 
     def _name(self, values: Mapping[str, object]) -> str:
         name = self._required(values, "name", "the run's name, a folder under the storage: name: my_first_run")

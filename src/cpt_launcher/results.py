@@ -48,6 +48,18 @@ def checkpoints(output: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda path: int(path.name.partition("-")[2])))
 
 
+def is_complete(checkpoint: Path, workers: int) -> bool:
+    """Whether a checkpoint was written to its end. Rank 0 writes trainer_state.json last (transformers 4.52,
+    Trainer._save_checkpoint), after DeepSpeed's shards and its own random state; every rank has one of those.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    states = len(list(checkpoint.glob("rng_state*.pth")))
+    return states in (0, workers) or not (checkpoint / "latest").is_file()
+
+
 def trained_since(output: Path, moment: float) -> bool:
     """Whether a training ended well after `moment` (seconds since the epoch): LLaMA-Factory writes its
     train_results.json last (train/pt/workflow.py).

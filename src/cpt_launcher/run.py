@@ -133,7 +133,9 @@ def _make_room(plan: Plan, show: Show) -> None:
     output = plan.output
     if output is None or not output.is_dir() or not any(output.iterdir()):
         return
-    saved = results.checkpoints(output)
+    saved = list(results.checkpoints(output))
+    while saved and not results.is_complete(saved[-1], plan.workers):
+        show.step(f"{saved[-1].name} was not written to its end; it is now {disk.set_aside(saved.pop())}")
     if saved:
         show.step(f"resumes from {saved[-1]}")
     elif plan.output == plan.layout.output:
