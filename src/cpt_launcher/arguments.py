@@ -103,7 +103,7 @@ def wrong_types(args: Arguments) -> Iterator[Finding]:
         if isinstance(value, str) and "${" in value:
             continue  # unexpanded_variables says it better
         if isinstance(value, str) and argument.is_number and (number := as_number(value)) is not None:
-            yield args.error("number-as-text", name, f"{name}: {value!r} is text to YAML 1.1", f"write {number!r}")
+            yield args.error("number-as-text", name, f"{name}: {value!r} is text, not a number", f"write {number!r}")
         else:
             kinds = " or ".join(dict.fromkeys(argument.types))
             yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}")

@@ -24,6 +24,7 @@ TABLES = (".arrow", ".parquet")  # read where pyarrow is installed
 BYTES_PER_TOKEN = 4
 MAX_RECORD = 64 << 20
 SHOWN = 5
+LEAVE_OUT = "mend it, or leave such records out: cpt stage-data --on-bad-record skip"
 CHUNK = 4 << 20
 
 
@@ -62,7 +63,7 @@ class Report:
             return [Problem("there is no document in it", str(self.path), "is it the right file?", "data-empty")]
         rules = {True: "data-encoding", False: "data-record"}
         found = [
-            Problem(reason, f"{self.path}:{line}:1", "", rules[reason.startswith("not UTF-8")])
+            Problem(reason, f"{self.path}:{line}:1", LEAVE_OUT, rules[reason.startswith("not UTF-8")])
             for line, reason in self.bad
         ]
         hidden = self.bad_count - len(self.bad)
