@@ -54,6 +54,7 @@ def test_a_merged_key_may_be_overridden() -> None:
         ("a: [1, 2\n", "not valid YAML", "x.yaml:2:1"),
         ("a:\n\tb: 1\n", "not valid YAML: a tab", "x.yaml:2:1"),
         ("{1: 2}: 3", "a key must be plain text", "x.yaml:1:1"),
+        ("a: 0x" + "f" * 4000, "a number of that size is none", "x.yaml:1:4"),
         ("a: 2024-13-45", "month must be in 1..12", "x.yaml:1:4"),
         ("a: " + "[" * 200_000, "nested too deeply", "x.yaml:1:103"),
         ("a: &a [*a]", "nested too deeply", "x.yaml:1:4"),

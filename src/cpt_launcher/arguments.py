@@ -65,6 +65,11 @@ class Arguments:
         value = self.get(name)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
+    def whole(self, name: str, otherwise: int) -> int:
+        """The value if it is a whole number above 0."""
+        value = self.number(name)
+        return int(value) if value is not None and 0 < value < math.inf else otherwise
+
     def finding(self, severity: Severity, rule: str, name: str, what: str, hint: str = "") -> Finding:
         return of(Problem(what, self.where(name), hint, rule), severity)
 

@@ -114,7 +114,7 @@ def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], li
     documents, tokens = sum(r.documents for r in reports), sum(r.tokens for r in reports)
     size = sum(r.text_bytes for r in reports)
     note = f"{entry.name}: {documents:,} documents, {size:,} bytes of text, about {tokens:,} tokens (estimated)"
-    block = int(args.number("cutoff_len") or 0) if args else 0
+    block = args.whole("cutoff_len", 0) if args else 0
     if args is None or block < 1 or not documents:
         return found, [note]
     return found + _packing(args, entry, documents, size, tokens), [f"{note}, {tokens // block:,} blocks of {block}"]
@@ -133,17 +133,17 @@ def _packing(args: Arguments, entry: Entry, documents: int, size: int, tokens: i
     (LLaMA-Factory 0.9.3, data/processor/pretrain.py): half a block on average.
     """
     where = args.where("dataset")
-    block = int(args.number("cutoff_len") or 1)
+    block = args.whole("cutoff_len", 1)
     if size + documents < block:  # not even at a token a byte
         what = f"'{entry.name}' cannot fill one block of {block} tokens"
         return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"))]
     blocks = tokens // block
-    step = int(args.number("per_device_train_batch_size") or 1) * int(args.number("ray_num_workers") or 1)
+    step = args.whole("per_device_train_batch_size", 1) * args.whole("ray_num_workers", 1)
     if blocks < step:
         what = f"'{entry.name}' has about {blocks} blocks of {block} tokens, and a step takes {step}"
         return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"), "warning")]
-    processes = max(1, min(int(args.number("preprocessing_num_workers") or 1), documents))
-    batch = int(args.number("preprocessing_batch_size") or MAP_BATCH)
+    processes = max(1, min(args.whole("preprocessing_num_workers", 1), documents))
+    batch = args.whole("preprocessing_batch_size", MAP_BATCH)
     batches = processes * math.ceil(documents / processes / batch)
     if batches > 1 and batches / 2 > LOSS * blocks:
         what = f"about {batches / 2:.0f} of {blocks} blocks are lost: {batches} map batches each drop their remainder"

@@ -18,6 +18,7 @@ from cpt_launcher.errors import ConfigError, Problem
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000
 MAX_DEPTH = 100
+MAX_BITS = 1000
 
 KeyPath = tuple["str | int", ...]
 
@@ -172,6 +173,8 @@ class _Builder:
             value: object = self.loader.construct_object(node)
         except (ValueError, OverflowError) as error:  # 2024-13-45, or an integer of 5,000 digits
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+        if isinstance(value, int) and value.bit_length() > MAX_BITS:  # neither a float nor text any more
+            raise yaml.MarkedYAMLError(problem="a number of that size is none", problem_mark=node.start_mark)
         return value
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
