@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo install test test-fast check pins schema clean
+.PHONY: demo install test test-fast fuzz check pins schema clean
 
 demo: install
 	$(BIN)/cpt demo
@@ -24,10 +24,14 @@ check: install
 	$(BIN)/mypy
 
 test-fast: check
-	$(BIN)/pytest -m "not e2e"
+	$(BIN)/pytest -m "not e2e and not fuzz"
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not fuzz"
+
+# Ten thousand damaged configs; which ones depends on the code, so a find here is news, not a regression.
+fuzz: install
+	$(BIN)/pytest -m fuzz
 
 # Names and versions of the stack, torch and its CUDA packages left out: those come with TORCH.
 pins:

@@ -103,7 +103,7 @@ def test_damaged_files(raw: bytes) -> None:
     survives(raw)
 
 
-@pytest.mark.e2e
+@pytest.mark.fuzz
 @settings(max_examples=10_000, **COMMON)
 @given(files())
 def test_ten_thousand_damaged_files(raw: bytes) -> None:
