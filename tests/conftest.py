@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 from cpt_launcher import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SECRETS = {"PLANTED_SECRET": "planted-4e1b7c", "HF_TOKEN": "hf_planted9d2f", "MLFLOW_TRACKING_TOKEN": "dapiplanted77"}
+CPT = [sys.executable, "-m", "cpt_launcher"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ def workspace(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> Path:
     (here / "storage").mkdir()
     clean_env.chdir(here)
     (here / "dataset-configs" / "corpus.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 100)
+    snapshot = here / "hub" / "models--some--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    clean_env.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "hub"))
+    clean_env.setenv("HF_HUB_CACHE", str(here / "hub"))
     entry = {"corpus": {"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}}
     (here / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
     (here / "my.yaml").write_text(
@@ -78,3 +90,57 @@ def stand_in(workspace: Path, clean_env: pytest.MonkeyPatch) -> Callable[[], dic
     clean_env.setenv("STAND_IN_RECORD", str(record))
     clean_env.setenv("HF_TOKEN", "hf_planted_value_123")
     return lambda: json.loads(record.read_text())
+
+
+@dataclass(frozen=True)
+class Place:
+    """A working directory of its own, and Ray's own temp dir (short: sockets live in it)."""
+
+    work: Path
+    ray: Path
+
+    @property
+    def storage(self) -> Path:
+        return self.work / "cpt-demo"
+
+    def env(self) -> dict[str, str]:
+        hook = {"runtime_env": {"worker_process_setup_hook": "worker_probe.report"}}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "ANYSCALE_"))}
+        return {
+            **kept,
+            **SECRETS,
+            "RAY_TMPDIR": str(self.ray),
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook),
+            "PYTHONPATH": str(REPOSITORY / "tests"),
+            "PROBE_DIR": str(self.probes),
+        }
+
+    @property
+    def probes(self) -> Path:
+        return self.ray / "probes"
+
+    def processes(self) -> list[str]:
+        """Command lines of the processes that belong to this place's Ray."""
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                lines.append(path.read_text(errors="replace").replace("\0", " "))
+            except OSError:
+                continue
+        return [line for line in lines if str(self.ray) in line]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as ray:
+        place = Place(tmp_path_factory.mktemp("work"), Path(ray))
+        place.probes.mkdir()
+        yield place
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place) -> subprocess.CompletedProcess[str]:
+    """The demo, once for all tests, in a directory that holds nothing."""
+    return subprocess.run(
+        [*CPT, "demo"], cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=900, check=False
+    )

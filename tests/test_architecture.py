@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenizing": set(),
     "tokenized": {"dataset", "disk", "errors", "layout", "manifest", "schema"},
     "plan": {"assets", "config", "dataset", "errors", "layout", "render", "schema", "tokenized"},
-    "results": set(),
+    "results": {"checkpoints"},
     "corpus": {"errors"},
     "schema": set(),
     "editor": {"config", "schema"},
@@ -46,18 +46,40 @@ MAY_IMPORT: dict[str, set[str]] = {
         "findings", "plan", "reader", "schema", "strict", "yamlfile",
     },
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "source", "transfer"},
-    "preflight": {"errors", "plan"},
+    "preflight": {"cluster", "errors", "fetch", "footprint", "plan", "record", "tracker"},
     "launch": set(),
+    "guard": {"launch"},
     "record": {"disk", "errors", "layout", "plan"},
+    "explain": set(),
+    "ray_cluster": set(),
+    "ray_worker": {"ray_cluster"},
+    "cluster": {"errors", "layout", "plan", "ray_cluster"},
+    "hook": {"ray_worker"},
+    "checkpoints": {"disk", "errors", "ray_worker"},
+    "progress": set(),
+    "tracker": {"errors"},
+    "footprint": {"plan"},
+    "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
+    "attempt": {
+        "checkpoints", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "ray_worker", "results",
+        "secrets", "stage", "watch",
+    },
+    "history": {"assets", "errors", "layout", "progress", "reader", "record"},
+    "doctor": {"cluster", "disk", "errors", "preflight", "record"},
+    "live": {"attempt", "progress", "terminal"},
+    "cli_runs": {"checkpoints", "doctor", "errors", "history", "terminal"},
     "demo": {"assets"},
     "run": {
-        "config", "disk", "errors", "launch", "layout", "plan", "preflight", "record", "results", "secrets", "stage",
-        "tokenized",
+        "attempt", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest", "plan",
+        "preflight", "record", "results", "secrets", "stage", "tokenized",
     },
-    "terminal": {"corpus", "dataset", "errors", "findings", "plan", "results", "stage"},
+    "terminal": {
+        "checkpoints", "corpus", "dataset", "doctor", "errors", "findings", "history", "plan", "progress", "results",
+        "stage",
+    },
     "cli": {
-        "__init__", "assets", "config", "demo", "disk", "editor", "errors", "fetch", "findings", "plan",
-        "reader", "run", "schema", "stage", "terminal", "validate",
+        "__init__", "assets", "cli_runs", "config", "demo", "disk", "editor", "errors", "fetch", "findings", "launch",
+        "live", "plan", "reader", "run", "schema", "stage", "terminal", "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -74,8 +96,9 @@ HEAVY = {
     "huggingface_hub",
 }
 WRITES = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "symlink_to", "touch", "chmod"}
-PRINTS = {"cli", "terminal"}
+PRINTS = {"cli", "cli_runs", "terminal"}
 PROCESSES = {"subprocess", "signal"}
+STARTS = {"launch", "cluster"}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -97,7 +120,7 @@ def violations(name: str, source: str) -> list[str]:
     found = [f"imports {module}" for module in sorted(ours - MAY_IMPORT[name])]
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     found += [f"imports {module} at the top" for module in sorted({n.split(".")[0] for n in imports(top)} & HEAVY)]
-    if name != "launch":
+    if name not in STARTS:
         found += [f"imports {module}" for module in sorted(imports(tree) & PROCESSES)]
     for node in ast.walk(tree):
         called = node.func if isinstance(node, ast.Call) else None
@@ -105,7 +128,11 @@ def violations(name: str, source: str) -> list[str]:
             found.append("prints")
         if name not in PRINTS and isinstance(called, ast.Attribute) and called.attr == "echo":
             found.append("prints")
-        if name != "disk" and isinstance(called, ast.Attribute) and _writes(called, node):
+        if (
+            name not in {"disk", "ray_worker", "ray_cluster"}
+            and isinstance(called, ast.Attribute)
+            and _writes(called, node)
+        ):
             found.append(f"writes: {called.attr}")
     return found
 

@@ -4,79 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from .conftest import REPOSITORY
+from .conftest import CPT, REPOSITORY, SECRETS, Place
 
 pytestmark = pytest.mark.e2e
-SECRETS = {"PLANTED_SECRET": "planted-4e1b7c", "HF_TOKEN": "hf_planted9d2f", "MLFLOW_TRACKING_TOKEN": "dapiplanted77"}
-CPT = [sys.executable, "-m", "cpt_launcher"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A working directory of its own, and Ray's own temp dir (short: sockets live in it)."""
-
-    work: Path
-    ray: Path
-
-    @property
-    def storage(self) -> Path:
-        return self.work / "cpt-demo"
-
-    def env(self) -> dict[str, str]:
-        hook = {"runtime_env": {"worker_process_setup_hook": "worker_probe.report"}}
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "ANYSCALE_"))}
-        return {
-            **kept,
-            **SECRETS,
-            "RAY_TMPDIR": str(self.ray),
-            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook),
-            "PYTHONPATH": str(REPOSITORY / "tests"),
-            "PROBE_DIR": str(self.probes),
-        }
-
-    @property
-    def probes(self) -> Path:
-        return self.ray / "probes"
-
-    def processes(self) -> list[str]:
-        """Command lines of the processes that belong to this place's Ray."""
-        lines = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                lines.append(path.read_text(errors="replace").replace("\0", " "))
-            except OSError:
-                continue
-        return [line for line in lines if str(self.ray) in line]
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as ray:
-        place = Place(tmp_path_factory.mktemp("work"), Path(ray))
-        place.probes.mkdir()
-        yield place
-
-
-@pytest.fixture(scope="session")
-def trained(place: Place) -> subprocess.CompletedProcess[str]:
-    """The demo, once for all tests, in a directory that holds nothing."""
-    return subprocess.run(
-        [*CPT, "demo"], cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=900, check=False
-    )
 
 
 def test_the_demo_trains(place: Place, trained: subprocess.CompletedProcess[str]) -> None:

@@ -13,7 +13,7 @@ DRIVER = """
 import json, os, sys
 from cpt_launcher import launch
 lines = []
-launch.GRACE_SECONDS = float(sys.argv[1])
+os.environ["CPT_GRACE_SECONDS"] = sys.argv[1]
 ended = launch.run(sys.argv[2:], dict(os.environ), lambda line: (lines.append(line), print(line, flush=True)))
 print(json.dumps([ended.code, ended.interrupted_by, lines]))
 """
@@ -89,3 +89,25 @@ def test_a_second_signal_does_not_wait() -> None:
     time.sleep(0.3)
     driver.send_signal(signal.SIGINT)
     assert outcome(driver)[:2] == [-signal.SIGKILL, signal.SIGINT]
+
+
+def test_when_the_launcher_is_killed_all_of_it_ends(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    code = (
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(pids)!r}, 'a').write(str(os.getpid()) + '\\n')\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        f"    open({str(pids)!r}, 'a').write(str(os.getpid()) + '\\n')\n"
+        "time.sleep(600)\n"
+    )
+    with start(*python(code)) as driver:
+        while not pids.is_file() or len(pids.read_text().split()) < 2:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    deadline = time.monotonic() + 15
+    while any(Path("/proc", pid).exists() for pid in pids.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import __version__, assets, disk, reader, terminal
+from cpt_launcher import __version__, assets, cli_runs, disk, launch, reader, terminal
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
-from cpt_launcher.errors import ConfigError, CptError, Problem
-
-if TYPE_CHECKING:
-    from cpt_launcher import run as runs
+from cpt_launcher.errors import ConfigError, CptError, InterruptedRunError, Problem
 
 app = typer.Typer(
     name="cpt",
@@ -50,6 +49,13 @@ def run(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all that would be done, and do nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; the old one stays.")] = False,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="Try again so often after a failure that allows it.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Show LLaMA-Factory's own output.")] = False,
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
+    ] = None,
 ) -> None:
     """Stage what is missing, render the training YAML, train, and say where everything is."""
     loaded = reader.read(config, overrides or [])
@@ -57,7 +63,7 @@ def run(
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
-        _train(loaded, fresh=fresh)
+        _train(loaded, raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()))
 
 
 @app.command(epilog="Example: cpt validate configs/ --format github")
@@ -145,7 +151,7 @@ def stage_data(
     """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
     target, copies, entries = _staging(config, storage)
     options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
-    with terminal.bar() as progress:
+    with _interruptible(), terminal.bar() as progress:
         staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
     if as_json:
         typer.echo(staging.as_json(staged))
@@ -161,19 +167,22 @@ def fetch_model(
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
-    fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
+    with _interruptible():
+        fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
 
 
 @app.command(epilog="Example: cpt tokenize configs/gemma3_4b.yaml")
 def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None) -> None:
     """Tokenise the config's corpus once, on CPUs, so that no GPU waits for it; runs then use it."""
+    from cpt_launcher import live
     from cpt_launcher import run as runs
 
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
     _check(config, overrides or [])
-    runs.tokenize(loaded, os.environ, _show())
+    with _interruptible(), live.show(raw=False) as show:
+        runs.tokenize(loaded, os.environ, show)
 
 
 @app.command(epilog="Example: cpt demo --storage /tmp/cpt-demo")
@@ -195,16 +204,30 @@ def demo(
     _train(loaded, fresh=True)
 
 
-def _train(config: RunConfig | PlainConfig, *, fresh: bool) -> None:
+cli_runs.register(app)
+
+
+def _train(
+    config: RunConfig | PlainConfig, *, fresh: bool, raw: bool = False, retries: int | None = None,
+    skip: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    from cpt_launcher import live
     from cpt_launcher import run as runs
 
-    terminal.report(*runs.run(config, os.environ, _show(), fresh=fresh))
+    options = runs.Options(fresh, retries, skip)
+    with _interruptible(), live.show(raw=raw) as show:
+        done = runs.run(config, os.environ, show, options)
+    terminal.report(*done)
 
 
-def _show() -> runs.Show:
-    from cpt_launcher import run as runs
-
-    return runs.Show(terminal.note, terminal.staged, terminal.say)
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """An interruption that nothing else takes care of is one of the contract's endings."""
+    try:
+        with launch.signals_interrupt():
+            yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(Problem("interrupted", "", "the same command goes on where it was")) from None
 
 
 def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:

@@ -12,7 +12,8 @@ from typing import Literal
 Cluster = Literal["auto", "anyscale", "ray"]
 
 LAUNCHER_KEYS = (
-    "template", "name", "storage", "model", "dataset", "deepspeed", "resources", "secrets", "env", "tracking", "train",
+    "template", "name", "storage", "model", "dataset", "deepspeed", "resources", "secrets", "env", "tracking",
+    "keep", "retries", "train",
 )  # fmt: skip
 # LLaMA-Factory's arguments that the launcher writes itself, and the key of ours that each comes from.
 OWNED = MappingProxyType({
@@ -58,7 +59,9 @@ class Mlflow:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A launcher config, complete and typed. `train` holds LLaMA-Factory's arguments word for word."""
+    """A launcher config, complete and typed. `train` holds LLaMA-Factory's arguments word for word; `keep` is how many
+    complete checkpoints stay (0: all), `retries` how often a failed training is started again.
+    """
 
     path: Path
     name: str
@@ -71,6 +74,8 @@ class RunConfig:
     secrets: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     mlflow: Mlflow | None = None
+    keep: int = 0
+    retries: int = 0
     train: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 
 from cpt_launcher import assets
@@ -23,6 +24,7 @@ def make_model(folder: Path) -> None:
 
     Always the same bytes for the same versions of torch, transformers and tokenizers.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns of every process started from here on
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed, imported on the way, announces itself there
         _tokenizer(folder)
         _weights(folder)

@@ -94,26 +94,39 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def append_to(path: Path) -> IO[str]:
-    """Open a log for appending, its folder made as needed; lines reach the file as they are written.
+def append_to(path: Path) -> IO[bytes]:
+    """Open a log for appending, its folder made as needed; unbuffered: closing it cannot fail for want of space.
 
     Raises:
         StorageError: it cannot be opened.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8", buffering=1)
+        return path.open("ab", buffering=0)
+
+
+def touch(path: Path) -> None:
+    """Give a file the present time."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file (flock(2)); it ends with the process, however that ends."""
+def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock on a file (flock(2)); it ends with the process, however that ends. Without `wait`, False
+    where another process holds it.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @dataclass(frozen=True)

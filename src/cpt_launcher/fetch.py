@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cpt_launcher import disk
@@ -34,18 +35,40 @@ def fetch_model(model: str, storage: Path, report: Callable[[str], None]) -> Pat
     return folder
 
 
+def check_access(model: str) -> None:
+    """Ask the hub whether this account may download a model, unless the local cache has it.
+
+    Raises:
+        NotReadyError: it may not, or there is no such model, or the hub cannot be reached.
+    """
+    with _hub_errors(model):
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+            HfApi().auth_check(model)
+
+
 def _download(model: str, folder: Path) -> str:
+    with _hub_errors(model):
+        from huggingface_hub import HfApi, snapshot_download
+
+        info = HfApi().model_info(model)
+        names = [file.rfilename for file in info.siblings or []]
+        ignored = [*_NEVER, "*.bin"] if any(name.endswith(".safetensors") for name in names) else _NEVER
+        snapshot_download(model, revision=info.sha, local_dir=folder, ignore_patterns=ignored)
+        return str(info.sha)
+
+
+@contextlib.contextmanager
+def _hub_errors(model: str) -> Iterator[None]:
     try:
-        from huggingface_hub import HfApi, constants, errors, snapshot_download
+        from huggingface_hub import constants, errors
     except ImportError:
         hint = "pip install 'cpt-launcher[hf]'"
         raise NotReadyError(Problem("huggingface_hub is not installed", "this environment", hint)) from None
     page = f"{constants.ENDPOINT}/{model}"
     try:
-        info = HfApi().model_info(model)
-        names = [file.rfilename for file in info.siblings or []]
-        ignored = [*_NEVER, "*.bin"] if any(name.endswith(".safetensors") for name in names) else _NEVER
-        snapshot_download(model, revision=info.sha, local_dir=folder, ignore_patterns=ignored)
+        yield
     except errors.GatedRepoError:
         hint = f"accept its licence on {page}, then export HF_TOKEN=... of that account"
         raise NotReadyError(
@@ -60,4 +83,3 @@ def _download(model: str, folder: Path) -> str:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = "check the network and start again: what came stays"
         raise NotReadyError(Problem(f"the hub did not send the model ({reason})", page, hint)) from None
-    return str(info.sha)

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-# Seconds from the first signal until the next, stronger one.
-GRACE_SECONDS = 20.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -30,19 +29,18 @@ class Exit:
     interrupted_by: signal.Signals | None
 
 
-def run(argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None]) -> Exit:
-    """Run `argv` in a process group of its own; every line of its output goes to `sink`.
-
-    SIGINT, SIGTERM and SIGHUP go on to the whole group, with SIGTERM and then SIGKILL behind them if it lingers
-    (a second signal skips the waiting). Afterwards every descendant that is still there is ended: Ray's daemons
-    leave the group and would hold GPUs.
+def run(
+    argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None], tick: Callable[[], None] = lambda: None
+) -> Exit:
+    """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty times
+    a second. SIGINT, SIGTERM and SIGHUP go on to it.
     """
     _adopt_orphans()
     mine = _children()
     with (
-        _Forwarder() as forwarder,
+        _Signals() as signals,
         subprocess.Popen(
-            argv,
+            [sys.executable, "-m", "cpt_launcher.guard", *argv],
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -50,28 +48,107 @@ def run(argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None]
             start_new_session=True,
         ) as process,
     ):
-        forwarder.attach(process.pid)
         pump = threading.Thread(target=_pump, args=(process, sink), daemon=True)
         pump.start()
         while process.poll() is None:
-            forwarder.escalate()
+            signals.forward(process.send_signal)
+            tick()
             time.sleep(0.05)
         _end_leftovers(mine)
         pump.join(timeout=5)
-    return Exit(process.returncode, forwarder.received)
+        tick()
+    return Exit(process.returncode, signals.first)
 
 
-class _Forwarder:
-    """Signal handlers that pass signals on to the child's process group, ever more firmly."""
+def guard(argv: Sequence[str]) -> int:
+    """Run `argv` in a process group of its own and return its exit code, negative for a signal. Its output is this
+    process's own.
+
+    A signal goes on to the whole group, with SIGTERM and then SIGKILL behind it if it lingers (a second signal skips
+    the waiting); SIGKILL comes at once when the launcher is gone, however it ended. Afterwards every descendant that
+    is still there is ended: Ray's daemons leave the group and would hold GPUs.
+    """
+    launcher = os.getppid()
+    _adopt_orphans()
+    with _Signals() as signals, subprocess.Popen(argv, start_new_session=True) as process:
+
+        def send(number: int) -> None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+
+        while process.poll() is None:
+            signals.forward(lambda number: send(number if signals.count == 1 else signal.SIGKILL))
+            waited = signals.waited()
+            if waited > 2 * grace() or os.getppid() != launcher:
+                send(signal.SIGKILL)
+            elif waited > grace():
+                send(signal.SIGTERM)
+            time.sleep(0.05)
+        _end_leftovers(set())
+    return process.returncode
+
+
+def die_like(code: int) -> NoReturn:
+    """End this process with an exit code, or by the signal that a negative one stands for."""
+    if code < 0:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def grace() -> float:
+    """Seconds from the first signal until the next, stronger one."""
+    return float(os.environ.get("CPT_GRACE_SECONDS", "20"))
+
+
+def pause(seconds: float) -> signal.Signals | None:
+    """Wait; a signal that comes meanwhile ends the wait and is returned."""
+    deadline = time.monotonic() + seconds
+    with _Signals() as signals:
+        while signals.first is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return signals.first
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is going on as Ctrl-C does, by KeyboardInterrupt."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ask(*argv: str) -> str | None:
+    """The output of a short command in the working directory; None where it fails or is not there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
+        return done.stdout.strip()
+    return None
+
+
+class _Signals:
+    """Handlers that note signals, to be passed on from the main loop."""
 
     def __init__(self) -> None:
-        self.group: int | None = None
-        self.received: signal.Signals | None = None
-        self._count = 0
+        self.first: signal.Signals | None = None
+        self.count = 0
+        self._pending: list[int] = []
         self._since = 0.0
         self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> _Forwarder:
+    def __enter__(self) -> _Signals:
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -80,28 +157,19 @@ class _Forwarder:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        self.first = self.first or signal.Signals(number)
         self._since = self._since or time.monotonic()
-        self._count += 1
-        self._send(signal.Signals(number) if self._count == 1 else signal.SIGKILL)
+        self.count += 1
+        self._pending.append(number)
 
-    def attach(self, group: int) -> None:
-        """Forward to this group from now on, first what came before it was there."""
-        self.group = group
-        if self.received:
-            self._send(self.received)
+    def forward(self, send: Callable[[int], None]) -> None:
+        """Pass on what came since."""
+        while self._pending:
+            send(self._pending.pop(0))
 
-    def escalate(self) -> None:
-        waited = time.monotonic() - self._since if self.received else 0.0
-        if waited > 2 * GRACE_SECONDS:
-            self._send(signal.SIGKILL)
-        elif waited > GRACE_SECONDS:
-            self._send(signal.SIGTERM)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self.group is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.group, number)
+    def waited(self) -> float:
+        """Seconds since the first signal, 0 without one."""
+        return time.monotonic() - self._since if self.first else 0.0
 
 
 def _pump(process: subprocess.Popen[bytes], sink: Callable[[str], None]) -> None:

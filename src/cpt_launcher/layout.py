@@ -66,5 +66,18 @@ class Layout:
         return self.run_dir / "cpt" / "train.log"
 
     @property
+    def events(self) -> Path:
+        return self.run_dir / "cpt" / "events.jsonl"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched every few seconds while the run goes on."""
+        return self.run_dir / "cpt" / "heartbeat"
+
+    @property
+    def run_lock(self) -> Path:
+        return self.run_dir / "cpt" / "lock"
+
+    @property
     def output(self) -> Path:
         return self.run_dir / "output"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,8 +28,8 @@ Entries = Mapping[str, Mapping[str, object]]
 class Plan:
     """One run: files to stage, registry entries to merge, the YAML, and the process to start.
 
-    `block` is cutoff_len, in tokens. `tokens` names the tokenised corpus that belongs to it, made or not; None until
-    the data is staged.
+    `block` is cutoff_len, in tokens; `tokens_per_step` counts all workers, 0 where blocks are not packed. `tokens`
+    names the tokenised corpus that belongs to the run, made or not; None until the data is staged.
     """
 
     config: Path
@@ -45,6 +46,10 @@ class Plan:
     entries: Entries = field(default_factory=dict)
     tokens: str | None = None
     block: int = 0
+    tokens_per_step: int = 0
+    tracked: bool = False
+    keep: int = 0
+    retries: int = 0
 
 
 def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:
@@ -83,7 +88,11 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         copies=copies,
         entries=staged,
         tokens=tokens,
-        block=_block(config.train),
+        block=_number(config.train, "cutoff_len"),
+        tokens_per_step=_tokens_per_step(config.train, config.resources.workers),
+        tracked=config.mlflow is not None,
+        keep=config.keep,
+        retries=config.retries,
     )
 
 
@@ -119,12 +128,21 @@ def _plain(config: PlainConfig) -> Plan:
         workers=workers if isinstance(workers, int) else 1,
         device=device,
         output=Path(output) if isinstance(output, str) and output.startswith("/") else None,
+        tokens_per_step=_tokens_per_step(config.values, workers if isinstance(workers, int) else 1),
     )
 
 
-def _block(train: Mapping[str, object]) -> int:
-    given = train.get("cutoff_len", schema.load().arguments["cutoff_len"].default)
+def _number(train: Mapping[str, object], name: str) -> int:
+    given = train.get(name, schema.load().arguments[name].default)
     return given if isinstance(given, int) else 0
+
+
+def _tokens_per_step(train: Mapping[str, object], workers: int) -> int:
+    """Blocks are full where they are packed, which is LLaMA-Factory's default for `stage: pt` (hparams/parser.py)."""
+    if train.get("packing") is False:
+        return 0
+    sizes = ("cutoff_len", "per_device_train_batch_size", "gradient_accumulation_steps")
+    return workers * math.prod(_number(train, name) for name in sizes)
 
 
 def _argv(layout: Layout, device: str) -> tuple[str, ...]:

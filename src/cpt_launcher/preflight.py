@@ -1,4 +1,4 @@
-"""What can be asked of this machine before anything is staged or held."""
+"""What can be asked of this machine, the network and the cluster before anything is staged or held."""
 
 from __future__ import annotations
 
@@ -6,25 +6,85 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher.errors import NotReadyError, Problem
+import yaml
+
+from cpt_launcher import cluster, fetch, footprint, record, tracker
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.plan import Plan
 
 INSTALL = "pip install 'cpt-launcher[train]' (in a clone: pip install -c pins.txt -e '.[train]')"
+# LLaMA-Factory 0.9.3 refuses newer ones (extras/misc.py, check_dependencies; hparams/parser.py), ours the last rows.
+LATEST = {
+    "llamafactory": "0.9.3",
+    "deepspeed": "0.16.9",
+    "transformers": "4.52.4",
+    "accelerate": "1.7.0",
+    "datasets": "3.6.0",
+    "tokenizers": "0.21.1",
+}
 Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 
 
-def check(plan: Plan, environ: Mapping[str, str]) -> None:
-    """Run every check.
+@dataclass(frozen=True)
+class Ready:
+    """What a run goes by: the cluster that it joins, None where it starts Ray itself, and what is only worth a word.
+    `marked`: every worker can mark complete checkpoints and take secrets from memory.
+    """
+
+    cluster: cluster.Cluster | None = None
+    marked: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -> Ready:
+    """Run every check whose name is not in `skip`.
 
     Raises:
+        ConfigError: `skip` names no check.
         NotReadyError: all that was found, at once.
     """
-    problems = [problem for one in CHECKS for problem in one(plan, environ)]
-    if problems:
-        raise NotReadyError(*problems)
+    if unknown := set(skip) - set(names()):
+        what = f"there is no preflight check '{', '.join(sorted(unknown))}'"
+        raise ConfigError(Problem(what, "--skip-preflight", f"the checks are {', '.join(names())}"))
+    found = [(name, item) for name, one in CHECKS.items() if name not in skip for item in one(plan, environ)]
+    ready = Ready()
+    if cluster.near(environ) and "cluster" not in skip and not found:
+        ready, more = _on_cluster(plan, environ)
+        found += [(name, item) for name, item in more if name not in skip]
+    elif cluster.near(environ):
+        ready = Ready(marked=False)
+    if found:
+        raise NotReadyError(*(_skippable(name, item) for name, item in found))
+    return ready
+
+
+def names() -> tuple[str, ...]:
+    """The names that `--skip-preflight` takes."""
+    return (*CHECKS, "cluster", *cluster.CHECKS)
+
+
+def _skippable(name: str, problem: Problem) -> Problem:
+    hint = "; ".join(text for text in (problem.hint, f"if this is wrong: --skip-preflight {name}") if text)
+    return Problem(problem.what, problem.where, hint)
+
+
+def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tuple[str, Problem]]]:
+    there = cluster.probe(plan, environ)
+    found, warnings = list(cluster.problems(plan, there)), []
+    absent = cluster.has_launcher(there)
+    own_hook = "worker_process_setup_hook" in plan.train_yaml
+    if absent and plan.secrets:
+        what = f"workers on {', '.join(absent)} cannot take {', '.join(plan.secrets)}: cpt-launcher is not there"
+        hint = "install it there, or set the secrets on the cluster and leave them out of the config"
+        found.append(("cluster", Problem(what, there.address, hint)))
+    if absent or own_hook:
+        why = "the YAML has a worker hook of its own" if own_hook else f"cpt-launcher is not on {', '.join(absent)}"
+        warnings.append(f"checkpoints are copied by every rank, Ray's own way: {why}")
+    return Ready(there, not absent and not own_hook, tuple(warnings)), found
 
 
 def secrets_set(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -35,47 +95,77 @@ def secrets_set(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
 
 
 def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
-    """LLaMA-Factory can be started: its command for GPU workers, its package for CPU ones."""
+    """LLaMA-Factory can be started, and is of a version that the rendered YAML is for."""
     if plan.device == "gpu":
         missing = [] if executable(plan.argv[0], environ) else [plan.argv[0]]
     else:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
-    return [Problem(f"not installed: {', '.join(missing)}", sys.prefix, INSTALL)] if missing else []
+    if missing:
+        return [Problem(f"not installed: {', '.join(missing)}", sys.prefix, INSTALL)]
+    have = record.versions()
+    what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
+    return [Problem(what.format(name, have[name], latest), sys.prefix, INSTALL) for name, latest in too_late(have)]
+
+
+def too_late(have: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Packages newer than LLaMA-Factory takes, with the newest version that it does."""
+    return [(name, last) for name, last in LATEST.items() if name in have and _numbers(have[name]) > _numbers(last)]
 
 
 def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
-    """A model given as a folder is one. A hub id is not asked for here."""
-    if not plan.model.startswith("/") or (Path(plan.model) / "config.json").is_file():
+    """A model given as a folder is one; a hub's is in the cache, or this account may download it."""
+    if plan.model.startswith("/"):
+        if (Path(plan.model) / "config.json").is_file():
+            return []
+        hint = "check the path; the demo's model is made by `cpt demo`"
+        return [Problem("the model is no folder with a config.json", plan.model, hint)]
+    try:
+        fetch.check_access(plan.model)
+    except NotReadyError as error:
+        return list(error.problems)
+    return []
+
+
+def transfer_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """huggingface_hub refuses to download where it is asked for hf_transfer and has none (file_download.py)."""
+    asked = {**environ, **plan.env}.get("HF_HUB_ENABLE_HF_TRANSFER", "").upper() in ("1", "ON", "YES", "TRUE")
+    if plan.model.startswith("/") or not asked or importlib.util.find_spec("hf_transfer"):
         return []
-    hint = "check the path; the demo's model is made by `cpt demo`"
-    return [Problem("the model is no folder with a config.json", plan.model, hint)]
+    what = "HF_HUB_ENABLE_HF_TRANSFER is set, and hf_transfer is not installed"
+    return [Problem(what, sys.prefix, "pip install hf_transfer, or leave it out of env:")]
 
 
 def cpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     """CPU workers take one core each; Ray would wait for ever for one that is not there."""
     have = os.cpu_count() or 1
-    if plan.device == "gpu" or cluster_near(environ) or have >= plan.workers:
+    if plan.device == "gpu" or cluster.near(environ) or have >= plan.workers:
         return []
     return [Problem(f"{plan.workers} CPU workers on {have} cores", "this machine", f"resources.cpus={have}")]
 
 
 def gpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
-    """Where the run starts Ray itself, the GPUs are this machine's; Ray would wait for ever for more."""
-    if plan.device == "cpu" or cluster_near(environ) or gpus_here() >= plan.workers:
+    """Where the run starts Ray itself, the GPUs are this machine's; Ray would wait for ever for more, or others."""
+    if plan.device == "cpu" or cluster.near(environ):
         return []
-    what = f"{plan.workers} GPU workers, and this machine has {gpus_here()} NVIDIA GPUs and no Ray cluster"
-    return [Problem(what, "this machine", "set resources.gpus, or run where the GPUs are")]
+    if gpus_here() < plan.workers:
+        what = f"{plan.workers} GPU workers, and this machine has {gpus_here()} NVIDIA GPUs and no Ray cluster"
+        return [Problem(what, "this machine", "set resources.gpus, or run where the GPUs are")]
+    asked, have = _accelerator(plan), record.gpu_names()
+    if asked and have and not any(asked.replace("-", " ").split()[0] in name.replace("-", " ") for name in have):
+        what = f"the run asks for {asked}, and this machine has {have[0]}: Ray would wait for ever"
+        return [Problem(what, "this machine", "set resources.accelerator, or leave it out")]
+    return []
 
 
-def cluster_near(environ: Mapping[str, str]) -> bool:
-    """Whether Ray would join a running cluster (ray/_private/worker.py: RAY_ADDRESS, then ray_current_cluster)."""
-    folder = Path(environ.get("RAY_TMPDIR", "/tmp")) / "ray"
-    return bool(environ.get("RAY_ADDRESS")) or (folder / "ray_current_cluster").exists()
-
-
-def gpus_here() -> int:
-    """NVIDIA devices of this machine."""
-    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+def space_enough(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
+    """The checkpoints that the config will write fit on the storage."""
+    need = footprint.on_storage(plan)
+    folder = next((path for path in (plan.layout.run_dir, *plan.layout.run_dir.parents) if path.is_dir()), None)
+    if not need or folder is None or need.total <= (free := shutil.disk_usage(folder).free):
+        return []
+    what = f"{need.count} checkpoints of {need.each / 1e9:,.1f} GB and the model need {need.total / 1e9:,.1f} GB"
+    hint = "set keep: 2, a larger train.save_steps, or free some space"
+    return [Problem(f"{what}, and {free / 1e9:,.1f} GB are free", str(plan.layout.storage), hint)]
 
 
 def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -87,17 +177,46 @@ def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     return [Problem("DeepSpeed on CPU needs a C++ compiler, and there is none", "this machine", hint)]
 
 
-CHECKS: tuple[Check, ...] = (
-    secrets_set,
-    stack_installed,
-    model_present,
-    gpus_enough,
-    cpus_enough,
-    compiler_present,
-)
+def tracker_reachable(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """MLflow is installed, and a server answers this account; in a worker that takes 247 s to find out."""
+    if not plan.tracked:
+        return []
+    if importlib.util.find_spec("mlflow") is None:
+        return [Problem("tracking asks for MLflow, which is not installed", sys.prefix, INSTALL)]
+    problem = tracker.reach({**environ, **plan.env})
+    return [problem] if problem else []
+
+
+CHECKS: dict[str, Check] = {
+    "secrets": secrets_set,
+    "stack": stack_installed,
+    "model": model_present,
+    "hf_transfer": transfer_present,
+    "gpus": gpus_enough,
+    "cpus": cpus_enough,
+    "compiler": compiler_present,
+    "space": space_enough,
+    "tracker": tracker_reachable,
+}
+
+
+def gpus_here() -> int:
+    """NVIDIA devices of this machine."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
 def executable(name: str, environ: Mapping[str, str]) -> str | None:
     """A command on PATH, else beside this Python: `.venv/bin/cpt` works without activating the venv."""
     beside = Path(sys.executable).parent
     return shutil.which(name, path=environ.get("PATH")) or shutil.which(name, path=str(beside))
+
+
+def _accelerator(plan: Plan) -> str | None:
+    """The `accelerator_type:` label that every worker asks for."""
+    wanted = yaml.safe_load(plan.train_yaml).get("resources_per_worker")
+    labels = wanted if isinstance(wanted, dict) else {}
+    return next((key.partition(":")[2] for key in labels if key.startswith("accelerator_type:")), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())

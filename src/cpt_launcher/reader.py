@@ -131,6 +131,8 @@ class _Reader:
             secrets=self._secrets(values),
             env=self._env(values),
             mlflow=self._mlflow(values),
+            keep=self._count(values, "keep", "keep: 2 keeps the two newest complete checkpoints; 0 keeps all"),
+            retries=self._count(values, "retries", "retries: 3 starts a failed training again, three times at most"),
             train=self._train(values),
         )
         if self.problems:
@@ -160,6 +162,12 @@ class _Reader:
         name = ".".join((*at, key))
         self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key), rule="wrong-type")
         return default
+
+    def _count(self, values: Mapping[str, object], key: str, hint: str) -> int:
+        count = self._take(values, key, int, 0)
+        if count < 0:
+            self._add(f"{key} cannot be {count}", (key,), hint, "out-of-range")
+        return count
 
     def _required(self, values: Mapping[str, object], key: str, hint: str) -> str:
         if values.get(key) in (None, ""):

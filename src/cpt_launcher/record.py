@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import socket
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,7 +21,7 @@ from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
 
-State = Literal["running", "finished", "failed", "interrupted"]
+State = Literal["running", "finished", "failed", "interrupted", "lost"]
 PACKAGES = (
     "cpt-launcher",
     "llamafactory",
@@ -29,58 +31,99 @@ PACKAGES = (
     "transformers",
     "accelerate",
     "datasets",
+    "tokenizers",
+    "mlflow",
 )
+# Clocks of two machines, and the storage between them, may be this far apart.
+SILENT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Record:
-    """The content of run.json; times are ISO 8601 in UTC."""
+    """The content of run.json: what it takes to do the run again. Times are ISO 8601 in UTC.
+
+    `arguments` is the user's command line, `command` the training process's. `data` maps staged files to their sha256.
+    `checkpoints`: `marked` where the workers mark complete ones, `copied` where Ray copies them its own way.
+    """
 
     run: str
     state: State
     config: str
     config_sha256: str
+    config_text: str
     train_yaml: str
     train_yaml_sha256: str
+    arguments: tuple[str, ...]
     command: tuple[str, ...]
     host: str
     pid: int
+    pid_started: str
     user: str
     started: str
     ended: str | None = None
     exit_code: int | None = None
     cause: str | None = None
+    restarts: tuple[Mapping[str, object], ...] = ()
+    checkpoints: Literal["marked", "copied"] = "copied"
+    output: str | None = None
+    workers: int = 1
+    device: str = "gpu"
+    gpus: tuple[str, ...] = ()
+    tokens_per_step: int = 0
+    git: Mapping[str, object] | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
     python: str = platform.python_version()
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def start(plan: Plan) -> Record:
+def start(
+    plan: Plan, *, marked: bool, arguments: Sequence[str], git: Mapping[str, object] | None, data: Mapping[str, str]
+) -> Record:
     """Write the record of a run that is about to start."""
+    config = plan.config.read_bytes()
     record = Record(
         run=plan.layout.run,
         state="running",
         config=str(plan.config.absolute()),
-        config_sha256=_sha256(plan.config.read_bytes()),
+        config_sha256=_sha256(config),
+        config_text=config.decode("utf-8", "replace"),
         train_yaml=str(plan.layout.train_yaml),
         train_yaml_sha256=_sha256(plan.train_yaml.encode()),
+        arguments=tuple(arguments),
         command=plan.argv,
         host=socket.gethostname(),
         pid=os.getpid(),
+        pid_started=_started(os.getpid()),
         user=getpass.getuser(),
-        started=_now(),
-        versions=_versions(),
+        started=now(),
+        checkpoints="marked" if marked else "copied",
+        output=str(plan.output) if plan.output else None,
+        workers=plan.workers,
+        device=plan.device,
+        gpus=gpu_names(),
+        tokens_per_step=plan.tokens_per_step,
+        git=git,
+        data=data,
+        versions=versions(),
     )
     _write(plan.layout, record)
     return record
 
 
+def restarted(layout: Layout, record: Record, cause: str, step: int) -> Record:
+    """Write that an attempt failed at `step` and another one begins."""
+    again = replace(record, restarts=(*record.restarts, {"time": now(), "cause": cause, "step": step}))
+    _write(layout, again)
+    return again
+
+
 def end(layout: Layout, record: Record, state: State, exit_code: int, cause: str | None = None) -> None:
     """Write how it ended."""
-    _write(layout, replace(record, state=state, ended=_now(), exit_code=exit_code, cause=cause))
+    _write(layout, replace(record, state=state, ended=now(), exit_code=exit_code, cause=cause))
 
 
-def state_of(layout: Layout) -> State | None:
-    """The state in run.json; a run that says running but whose process is gone (on this host) has failed.
+def read(layout: Layout) -> dict[str, object] | None:
+    """What run.json holds; None where there is none. A state that says running is checked against life.
 
     Raises:
         NotReadyError: run.json cannot be read.
@@ -89,15 +132,44 @@ def state_of(layout: Layout) -> State | None:
         return None
     try:
         known = json.loads(layout.run_json.read_text(encoding="utf-8"))
-        state: State = known["state"]
-        gone = known["host"] == socket.gethostname() and not Path(f"/proc/{int(known['pid'])}").exists()
+        if known["state"] == "running" and not _alive(known, layout):
+            known["state"] = "lost"
     except (OSError, ValueError, KeyError, TypeError) as error:
         hint = "move it aside if the run is not going on"
         raise NotReadyError(Problem(f"cannot read it: {error}", str(layout.run_json), hint)) from None
-    return "failed" if state == "running" and gone else state
+    return dict(known)
 
 
-def _versions() -> dict[str, str]:
+def _alive(known: Mapping[str, object], layout: Layout) -> bool:
+    """On its own host, by the launcher's process; from another machine, by its heartbeat on the storage."""
+    if known["host"] == socket.gethostname():
+        return _started(int(str(known["pid"]))) == known.get("pid_started", "")
+    try:
+        last = layout.heartbeat.stat().st_mtime
+    except OSError:
+        last = layout.run_json.stat().st_mtime
+    return time.time() - last < SILENT_SECONDS
+
+
+def _started(pid: int) -> str:
+    """When a process started, in a way that no other of the same number has (proc_pid_stat(5)); empty if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot}:{fields[19]}"
+
+
+def gpu_names() -> tuple[str, ...]:
+    """NVIDIA's names of this machine's GPUs, as its driver tells them."""
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
+    return tuple(line.partition(":")[2].strip() for line in lines if line.startswith("Model"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of the stack in this Python."""
     found = {}
     for package in PACKAGES:
         try:
@@ -115,5 +187,6 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as run.json has it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

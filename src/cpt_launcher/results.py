@@ -1,19 +1,12 @@
-"""Reading what a run left in its output folder and its log."""
+"""Reading what a run left in its output folder."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# `ValueError: text` at the start of a line, once the `(RayTrainWorker pid=1, ip=...)` before it is gone.
-# RayTaskError(ValueError) only wraps another one and does not match.
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_ORIGIN = re.compile(r"^\([\w.:]+ pid=[^)]*\) ?")
-_ERROR = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$")
-_WRAPPED = "The above exception was the direct cause of the following exception"
+from cpt_launcher import checkpoints
 
 
 @dataclass(frozen=True)
@@ -37,27 +30,9 @@ def read(output: Path) -> Results | None:
         steps=int(points[-1][0]),
         first_loss=points[0][1],
         last_loss=points[-1][1],
-        checkpoints=checkpoints(output),
+        checkpoints=tuple(item.path for item in checkpoints.find(output) if item.complete),
         plot=plot if plot.is_file() else None,
     )
-
-
-def checkpoints(output: Path) -> tuple[Path, ...]:
-    """The `checkpoint-STEP` folders under an output folder, oldest first."""
-    found = [path for path in output.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
-    return tuple(sorted(found, key=lambda path: int(path.name.partition("-")[2])))
-
-
-def is_complete(checkpoint: Path, workers: int) -> bool:
-    """Whether a checkpoint was written to its end. Rank 0 writes trainer_state.json last (transformers 4.52,
-    Trainer._save_checkpoint), after DeepSpeed's shards and its own random state; every rank has one of those.
-    """
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    states = len(list(checkpoint.glob("rng_state*.pth")))
-    return states in (0, workers) or not (checkpoint / "latest").is_file()
 
 
 def trained_since(output: Path, moment: float) -> bool:
@@ -66,18 +41,6 @@ def trained_since(output: Path, moment: float) -> bool:
     """
     results = output / "train_results.json"
     return results.is_file() and results.stat().st_mtime >= moment - 1
-
-
-def cause(lines: Iterable[str]) -> str | None:
-    """The innermost exception of the first failure in a log, without the worker it came from."""
-    found = None
-    for line in lines:
-        plain = _ORIGIN.sub("", _COLOUR.sub("", line)).strip()
-        if _WRAPPED in plain and found:
-            break
-        if _ERROR.match(plain):
-            found = plain
-    return found
 
 
 def _log(output: Path) -> list[dict[str, float]]:

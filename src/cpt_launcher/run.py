@@ -1,32 +1,33 @@
-"""The main job: preflight, stage, render, launch, record."""
+"""The main job: preflight, stage, render, launch, and again where another try can mend it."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 
-from cpt_launcher import disk, launch, preflight, record, results, stage, tokenized
+from cpt_launcher import cluster, disk, launch, manifest, preflight, record, stage, tokenized
+from cpt_launcher.attempt import Attempt, Show
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
+from cpt_launcher.explain import Failure
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import UNSET, Plan, plan_run
 from cpt_launcher.results import Results
-from cpt_launcher.secrets import redact, values
+from cpt_launcher.secrets import named, redact, values
 
-TAIL_LINES = 2000
+FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0  # seconds before another try
 
 
 @dataclass(frozen=True)
-class Show:
-    """How a run tells what it does: steps of its own, and lines of the training process, already redacted."""
+class Options:
+    """How a run is to go: `retries` replaces the config's own, `skip` names preflight checks."""
 
-    step: Callable[[str], None]
-    staged: Callable[[stage.Staged], None]
-    output: Callable[[str], None]
+    fresh: bool = False
+    retries: int | None = None
+    skip: tuple[str, ...] = ()
 
 
 def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
@@ -43,39 +44,109 @@ def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
             raise ConfigError(Problem("a LLaMA-Factory YAML names its own run", str(config.path), hint))
         numbers = range(2, 10_000)
         return next(name for n in numbers if not (config.storage / (name := f"{config.name}-{n}")).exists())
-    state = record.state_of(layout)
-    if state == "finished":
+    known = record.read(layout) or {}
+    if known.get("state") == "finished":
         hint = "run it again under a new folder with --fresh, or give it another name: name=..."
         raise ConfigError(Problem(f"the run {config.name} has finished", str(layout.run_dir), hint))
-    if state == "running":
-        hint = "wait for it, or end it; if its machine is gone, move its run.json aside"
-        raise NotReadyError(Problem(f"the run {config.name} is going on", str(layout.run_json), hint))
+    if known.get("state") == "running":
+        raise _going_on(layout, f" on {known.get('host')}, process {known.get('pid')}")
     return config.name
 
 
 def run(
-    config: RunConfig | PlainConfig, environ: Mapping[str, str], show: Show, *, fresh: bool = False
+    config: RunConfig | PlainConfig, environ: Mapping[str, str], show: Show, options: Options | None = None
 ) -> tuple[Plan, Results | None]:
     """Carry a run out from start to end.
 
     Raises:
         CptError: see `errors`; the training process's own failure is a TrainingError.
     """
-    name = choose_run(config, fresh=fresh)
+    options = options or Options()
+    name = choose_run(config, fresh=options.fresh)
+    layout = Layout(config.storage, name)
     plan = plan_run(config, environ, name)
-    preflight.check(plan, environ)
-    if plan.secrets and preflight.cluster_near(environ):
-        names = ", ".join(plan.secrets)
-        show.step(f"warning: workers of the Ray cluster that is running do not inherit {names}; set it on the cluster")
+    ready = preflight.check(plan, environ, skip=options.skip)
+    for warning in ready.warnings:
+        show.step(f"warning: {warning}")
     _stage(plan, show)
-    plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
-    outcome = disk.write_text(plan.layout.train_yaml, plan.train_yaml)
-    show.step(f"{outcome:9} {plan.layout.train_yaml}")
-    _make_room(plan, show)
-    known = record.start(plan)
-    began = time.time()
-    exited, tail = _launch(plan, environ, show)
-    return plan, _conclude(plan, known, exited, tail, began)
+    with disk.lock(layout.run_lock, wait=False) as mine:
+        if not mine:
+            raise _going_on(layout, "")
+        plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
+        plan = plan if options.retries is None else replace(plan, retries=options.retries)
+        show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
+        handed = named(plan.secrets, environ)
+        with cluster.holding(handed, environ) if ready.cluster and handed else contextlib.nullcontext() as key:
+            return plan, _attempts(plan, environ, show, marked=ready.marked, secrets_key=key)
+
+
+def _attempts(
+    plan: Plan, environ: Mapping[str, str], show: Show, *, marked: bool, secrets_key: str | None
+) -> Results | None:
+    """Train, and after a failure that another try can mend, train on from the newest complete checkpoint."""
+    before = record.read(plan.layout) or {}
+    strict = before.get("checkpoints") == "marked"
+    attempt = Attempt(plan, environ, show, marked=marked, secrets_key=secrets_key, strict=strict)
+    attempt.make_room()
+    ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in plan.copies}
+    data = {path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours}
+    arguments = [redact(text, values(plan.secrets, environ)) for text in sys.argv]
+    known = record.start(plan, marked=marked, arguments=arguments, git=_git(), data=data)
+    for number in range(plan.retries + 1):
+        ended = attempt.run()
+        if ended.interrupted_by is not None:
+            record.end(plan.layout, known, "interrupted", InterruptedRunError.exit_code, ended.interrupted_by)
+            raise _interrupted(plan, ended.interrupted_by, saved=attempt.saved())
+        if ended.failure is None:
+            record.end(plan.layout, known, "finished", 0)
+            return ended.results
+        again = number < plan.retries and _mendable(ended.failure, ended.steps)
+        with contextlib.suppress(Exception) if again else contextlib.nullcontext():
+            attempt.make_room(disk_full=ended.failure.rule == "disk-full")
+        if not again:
+            record.end(plan.layout, known, "failed", TrainingError.exit_code, ended.failure.cause)
+            raise _failed(plan, ended.failure, tried=number)
+        wait = min(FIRST_WAIT * 2**number, LONGEST_WAIT)
+        known = record.restarted(plan.layout, known, ended.failure.cause, ended.step)
+        show.step(f"failed: {ended.failure.cause}")
+        show.step(f"tries again in {wait:.0f} s ({number + 1} of {plan.retries})")
+        if (signal := launch.pause(wait)) is not None:
+            record.end(plan.layout, known, "interrupted", InterruptedRunError.exit_code, signal.name)
+            raise _interrupted(plan, signal.name, saved=attempt.saved())
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _mendable(failure: Failure, steps: int) -> bool:
+    return failure.retry == "yes" or (failure.retry == "after-progress" and steps > 0)
+
+
+def _failed(plan: Plan, failure: Failure, *, tried: int) -> TrainingError:
+    where = f"{failure.origin}; " if failure.origin else ""
+    after = f" (after {tried} more {'try' if tried == 1 else 'tries'})" if tried else ""
+    hint = " ".join(text for text in (failure.means, failure.hint) if text)
+    return TrainingError(
+        Problem(
+            f"training failed{after}: {failure.cause}",
+            f"{where}the whole log: {plan.layout.train_log}",
+            hint or "the log has the whole story, the cause first; the same command goes on from the newest checkpoint",
+        )
+    )
+
+
+def _interrupted(plan: Plan, name: str, *, saved: bool) -> InterruptedRunError:
+    hint = "the same command goes on from the newest checkpoint" if saved else "the same command starts it over"
+    return InterruptedRunError(Problem(f"interrupted by {name}", str(plan.layout.train_log), hint))
+
+
+def _going_on(layout: Layout, where: str) -> NotReadyError:
+    hint = f"`cpt status {layout.run_dir}` shows it; wait for it, or end it"
+    return NotReadyError(Problem(f"the run {layout.run} is going on{where}", str(layout.run_json), hint))
+
+
+def _git() -> dict[str, object] | None:
+    """The working directory's commit, and whether anything differs from it."""
+    commit = launch.ask("git", "rev-parse", "HEAD")
+    return {"commit": commit, "changed": bool(launch.ask("git", "status", "--porcelain"))} if commit else None
 
 
 def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
@@ -97,8 +168,9 @@ def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
     hidden = values(plan.secrets, environ)
 
     def run_process(argv: Sequence[str]) -> tuple[int, list[str]]:
-        lines: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
-        exited = launch.run(argv, env, lambda line: lines.append(redact(line, hidden)))
+        lines: collections.deque[str] = collections.deque(maxlen=2000)
+        keep: Callable[[str], None] = lambda line: lines.append(redact(line, hidden))  # noqa: E731
+        exited = launch.run(argv, env, keep)
         if exited.interrupted_by is not None:
             raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", str(target)))
         return exited.code, list(lines)
@@ -126,55 +198,3 @@ def _require_a_block(plan: Plan, done: Sequence[stage.Staged]) -> None:
     if sizes and sum(sizes) < plan.block:
         what = f"{sum(sizes):,} bytes of text cannot fill one block of {plan.block:,} tokens"
         raise DataError(Problem(what, str(plan.config), "more text, or a smaller train.cutoff_len", "data-size"))
-
-
-def _make_room(plan: Plan, show: Show) -> None:
-    """LLaMA-Factory resumes from a checkpoint, and refuses an output folder that holds none (hparams/parser.py)."""
-    output = plan.output
-    if output is None or not output.is_dir() or not any(output.iterdir()):
-        return
-    saved = list(results.checkpoints(output))
-    while saved and not results.is_complete(saved[-1], plan.workers):
-        show.step(f"{saved[-1].name} was not written to its end; it is now {disk.set_aside(saved.pop())}")
-    if saved:
-        show.step(f"resumes from {saved[-1]}")
-    elif plan.output == plan.layout.output:
-        show.step(f"an earlier attempt saved no checkpoint; its output is now {disk.set_aside(output)}")
-
-
-def _launch(plan: Plan, environ: Mapping[str, str], show: Show) -> tuple[launch.Exit, list[str]]:
-    hidden = values(plan.secrets, environ)
-    tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
-    program = preflight.executable(plan.argv[0], environ) or plan.argv[0]
-    env = {key: value for key, value in environ.items() if key not in UNSET} | dict(plan.env)
-    show.step(f"starts {' '.join(plan.argv)}")
-    with disk.append_to(plan.layout.train_log) as log:
-        log.write(f"cpt: started {datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC\n")
-
-        def sink(line: str) -> None:
-            clean = redact(line, hidden)
-            log.write(clean + "\n")
-            tail.append(clean)
-            show.output(clean)
-
-        exited = launch.run((program, *plan.argv[1:]), env, sink)
-    return exited, list(tail)
-
-
-def _conclude(plan: Plan, known: record.Record, exited: launch.Exit, tail: list[str], began: float) -> Results | None:
-    layout, log = plan.layout, str(plan.layout.train_log)
-    if exited.interrupted_by is not None:
-        record.end(layout, known, "interrupted", InterruptedRunError.exit_code, exited.interrupted_by.name)
-        saved = plan.output is not None and results.checkpoints(plan.output)
-        hint = "the same command goes on from the newest checkpoint" if saved else "the same command starts it over"
-        raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", log, hint))
-    if exited.code != 0:
-        cause = results.cause(tail) or f"the training process ended with {exited.code}"
-        record.end(layout, known, "failed", TrainingError.exit_code, cause)
-        raise TrainingError(Problem(f"training failed: {cause}", log, "the log has the whole story, the cause first"))
-    if plan.output is not None and not results.trained_since(plan.output, began):
-        what = "the training process ended well, but trained nothing"
-        record.end(layout, known, "failed", TrainingError.exit_code, what)
-        raise TrainingError(Problem(what, log, "is do_train: true set?"))
-    record.end(layout, known, "finished", 0)
-    return results.read(plan.output) if plan.output else None

@@ -9,8 +9,13 @@ from cpt_launcher.config import SECRET_NAME
 MIN_LENGTH = 6
 
 
+def named(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The values of those named, as they are."""
+    return {name: environ[name] for name in names if environ.get(name)}
+
+
 def values(names: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Secret values by name: those named, and every variable that is called like one.
+    """Secret values to look for, by name: those named, and every variable that is called like one.
 
     Values shorter than `MIN_LENGTH` characters are left out: masking `1` or `true` would only spoil the log.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from cpt_launcher import progress
 from cpt_launcher.corpus import estimated_tokens
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError
@@ -19,7 +20,10 @@ from cpt_launcher.stage import Progress, Staged
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from cpt_launcher.checkpoints import Checkpoint
+    from cpt_launcher.doctor import Item
     from cpt_launcher.findings import Finding
+    from cpt_launcher.history import Run
     from cpt_launcher.results import Results
 
 
@@ -36,6 +40,74 @@ def report(plan: Plan, results: Results | None) -> None:
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
         ]
     typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+
+
+def runs(found: Sequence[Run]) -> None:
+    """A table of runs."""
+    rows = [("RUN", "STATE", "STEP", "LOSS", "STARTED", "HOST")]
+    for run in found:
+        last = run.steps[-1] if run.steps else {}
+        step = f"{last['step']}/{last.get('total') or '?'}" if last else "-"
+        loss = f"{last['loss']:.4f}" if last else "-"
+        facts = (str(run.record.get("started")), str(run.record.get("host")))
+        rows.append((run.layout.run, run.state, step, loss, *facts))
+    table(rows)
+
+
+def status(run: Run) -> None:
+    """What a run is doing, or how it ended."""
+    record, last = run.record, run.steps[-1] if run.steps else None
+    state = {"lost": "lost: its launcher is gone; the same command goes on"}.get(run.state, run.state)
+    state += f", {run.phase}" if run.state == "running" and run.phase else ""
+    lines = [f"Run {run.layout.run}: {state}"]
+    if last:
+        first = run.steps[0]
+        lines.append(f"  step         {last['step']}/{last.get('total') or '?'}")
+        lines.append(f"  loss         {first['loss']:.4f} -> {last['loss']:.4f}")
+        rate = last.get("tokens_per_second")
+        if isinstance(rate, int | float):
+            each = f"{rate / int(str(record.get('workers') or 1)):,.0f} per worker"
+            lines.append(f"  tokens/s     {rate:,.0f} ({each})")
+        if run.state == "running" and isinstance(left := last.get("seconds_left"), int | float):
+            lines.append(f"  left         {progress.duration(left)}")
+    if run.saved:
+        lines.append(f"  checkpoint   step {run.saved['step']} ({progress.size(run.saved.get('bytes'))})")
+    if restarts := record.get("restarts"):
+        lines.append(f"  restarts     {len(restarts) if isinstance(restarts, list) else restarts}")
+    if record.get("cause"):
+        lines.append(f"  cause        {record['cause']}")
+    lines.append(f"  started      {record.get('started')} on {record.get('host')} by {record.get('user')}")
+    if record.get("ended"):
+        lines.append(f"  ended        {record['ended']}, exit code {record.get('exit_code')}")
+    typer.echo("\n".join([*lines, f"  folder       {run.layout.run_dir}"]))
+
+
+def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
+    """A table of checkpoints."""
+    rows = [("STEP", "LOSS", "SIZE", "COMPLETE", "RESUMABLE", "PATH")]
+    for item in items:
+        loss = "-" if item.loss is None else f"{item.loss:.4f}"
+        reason = item.resumable(workers)
+        by = f"with {item.workers} workers" if item.workers else "yes"
+        by += f", ZeRO-{item.stage}" if item.stage else ""
+        complete = "yes" if item.complete else f"no: {item.missing}"
+        resumable = "no" if reason == item.missing and reason else f"no: {reason}" if reason else by
+        rows.append((str(item.step), loss, progress.size(item.size), complete, resumable, str(item.path)))
+    table(rows)
+
+
+def examination(items: Sequence[Item]) -> None:
+    """What a machine has and lacks."""
+    for item in items:
+        typer.echo(f"{'LACKS' if item.lacks else 'ok':6} {item.name:12} {item.has}")
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as what is in them, the last one as it is."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row[:-1], widths, strict=True)]
+        typer.echo("  ".join([*cells, row[-1]]))
 
 
 def staged(item: Staged) -> None:

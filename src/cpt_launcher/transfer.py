@@ -175,7 +175,7 @@ def _quarantined(path: Path) -> Iterator[Callable[[int, str, bytes], None]]:
 
         def reject(line: int, reason: str, raw: bytes) -> None:
             record = {"line": line, "reason": reason, "raw": raw.decode("utf-8", "replace")}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
         yield reject
 

@@ -1,0 +1,123 @@
+"""One try at training: room for it, the process, and what it came to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from cpt_launcher import checkpoints, disk, hook, launch, preflight, results, stage
+from cpt_launcher.explain import Failure, explain
+from cpt_launcher.plan import UNSET, Plan
+from cpt_launcher.progress import Event, Progress
+from cpt_launcher.ray_worker import MARKER
+from cpt_launcher.results import Results
+from cpt_launcher.secrets import values
+from cpt_launcher.watch import Watch
+
+
+@dataclass(frozen=True)
+class Show:
+    """How a run tells what it does; all it is given is redacted."""
+
+    step: Callable[[str], None]
+    staged: Callable[[stage.Staged], None]
+    output: Callable[[str], None]
+    event: Callable[[Event, Progress], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a try ended: finished, failed, or by a signal. `steps` is how many it made, `step` the last one's number."""
+
+    step: int
+    steps: int
+    interrupted_by: str | None = None
+    failure: Failure | None = None
+    results: Results | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A training that can be tried more than once. `marked`: its workers mark complete checkpoints. `strict`: those
+    that are there were marked as well, so one without a marker is not complete.
+    """
+
+    plan: Plan
+    environ: Mapping[str, str]
+    show: Show
+    marked: bool
+    secrets_key: str | None
+    strict: bool = False
+
+    def make_room(self, *, disk_full: bool = False) -> None:
+        """LLaMA-Factory resumes from the newest checkpoint, complete or not, and refuses an output folder that holds
+        none (hparams/parser.py): half-written ones are set aside, or removed where the disk is full.
+
+        Raises:
+            ConfigError: the newest complete checkpoint is for another number of workers.
+        """
+        output = self.plan.output
+        if output is None or not output.is_dir() or not any(output.iterdir()):
+            return
+        newest, broken = checkpoints.choose(output, self.plan.workers, marked=self._strict())
+        for line in checkpoints.clear(broken, remove=disk_full):
+            self.show.step(line)
+        if newest:
+            self.show.step(f"resumes from {newest.path}")
+        elif output == self.plan.layout.output:
+            self.show.step(f"an earlier attempt saved no checkpoint; its output is now {disk.set_aside(output)}")
+
+    def saved(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        output = self.plan.output
+        return output is not None and any(item.complete for item in checkpoints.find(output, marked=self._strict()))
+
+    def run(self) -> Ended:
+        """Start the training process and follow it to its end."""
+        plan = self.plan
+        hidden = values(plan.secrets, self.environ)
+        watch = Watch(plan, hidden, self.show.output, self.show.event)
+        program = preflight.executable(plan.argv[0], self.environ) or plan.argv[0]
+        env = {key: value for key, value in self.environ.items() if key not in UNSET} | dict(plan.env)
+        if self.marked:
+            env |= hook.job_config(self.environ, keep=plan.keep, secrets_key=self.secrets_key)
+        self.show.step(f"starts {' '.join(plan.argv)}")
+        began, before = time.time(), self._newest_step()
+        with watch.files():
+            exited = launch.run((program, *plan.argv[1:]), env, watch.line, watch.tick)
+            watch.finish()
+            ended = self._judge(watch, exited, began)
+            state = "interrupted" if ended.interrupted_by else "failed" if ended.failure else "finished"
+            watch.emit({"event": "end", "time": time.time(), "state": state, "step": ended.step})
+        if watch.unwritten:
+            self.show.step(f"warning: {watch.unwritten:,} lines could not be written to {plan.layout.train_log}")
+        return replace(ended, steps=max(0, ended.step - before))
+
+    def _strict(self) -> bool:
+        output = self.plan.output
+        return self.strict or (output is not None and any(output.glob(f"checkpoint-*/{MARKER}")))
+
+    def _newest_step(self) -> int:
+        found = checkpoints.find(self.plan.output, marked=self._strict()) if self.plan.output else ()
+        return max((item.step for item in found if item.complete), default=0)
+
+    def _judge(self, watch: Watch, exited: launch.Exit, began: float) -> Ended:
+        step, output = watch.progress.step, self.plan.output
+        if exited.interrupted_by is not None:
+            return Ended(step, 0, interrupted_by=exited.interrupted_by.name)
+        if exited.code != 0:
+            found = explain(list(watch.tail), watch.ranks)
+            return Ended(step, 0, failure=found or _by_exit_code(exited.code))
+        if output is not None and not results.trained_since(output, began):
+            what = "the training process ended well, but trained nothing"
+            return Ended(step, 0, failure=Failure(what, "", "", "is do_train: true set?", "no", "trained-nothing"))
+        return Ended(step, 0, results=results.read(output) if output else None)
+
+
+def _by_exit_code(code: int) -> Failure:
+    """A process that died without a word: by a signal where the code is negative (subprocess.Popen.returncode)."""
+    if code >= 0:
+        return Failure(f"the training process ended with {code}", "", "", "", "after-progress", "unknown")
+    means = "Something outside ended it; SIGKILL is often the kernel, for want of memory (`dmesg` tells)."
+    return Failure(f"the training process was ended by {launch.signal_name(-code)}", "", means, "", "yes", "killed")

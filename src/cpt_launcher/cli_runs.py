@@ -1,0 +1,101 @@
+"""The commands that look at runs: runs, status, logs, checkpoints, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cpt_launcher import checkpoints as saved
+from cpt_launcher import history, terminal
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
+Storage = Annotated[Path | None, typer.Option(help="The storage; else $CPT_STORAGE.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def runs(storage: Storage = None, as_json: AsJson = False) -> None:
+    """The runs on a storage, the newest first."""
+    found = history.runs(history.choose_storage(storage, os.environ))
+    if as_json:
+        typer.echo(json.dumps([_as_json(run) for run in found], indent=1))
+    else:
+        terminal.runs(found)
+
+
+def status(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
+    """What a run is doing, or how it ended."""
+    found = history.find(run, storage, os.environ)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found), indent=1))
+    else:
+        terminal.status(found)
+
+
+def logs(
+    run: Run,
+    storage: Storage = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes, until the run ends.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines; 0 is all.")] = 100,
+) -> None:
+    """A run's log, secrets replaced by their names."""
+    found = history.find(run, storage, os.environ)
+    log = found.layout.train_log
+    if not log.is_file():
+        raise ConfigError(Problem("the run has no log yet", str(log), "it is written once the training process starts"))
+    if follow:
+        for line in history.follow(found.layout, lines):
+            typer.echo(line)
+    else:
+        typer.echo("\n".join(history.tail(log.read_text(encoding="utf-8", errors="replace"), lines)))
+
+
+def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
+    """A run's checkpoints: step, loss, bytes, whether each is complete, and who can go on from it."""
+    found = history.find(run, storage, os.environ)
+    output = found.record.get("output")
+    folder = Path(str(output)) if output else found.layout.output
+    marked = found.record.get("checkpoints") == "marked"
+    items = saved.find(folder, found.layout.run_dir, marked=marked)
+    workers = found.record.get("workers")
+    count = workers if isinstance(workers, int) else 1
+    if as_json:
+        rows = [
+            {**asdict(item), "path": str(item.path), "complete": item.complete, "resumable": not item.resumable(count)}
+            for item in items
+        ]
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        terminal.checkpoints(items, count)
+
+
+def doctor(storage: Storage = None, as_json: AsJson = False) -> None:
+    """What this machine, its Python and a running Ray cluster have and lack."""
+    from cpt_launcher import doctor as examination
+
+    items = examination.examine(os.environ, storage)
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in items], indent=1))
+    else:
+        terminal.examination(items)
+    if lacking := [item for item in items if item.lacks]:
+        raise NotReadyError(*(Problem(f"{item.name}: {item.lacks}", "this machine", item.hint) for item in lacking))
+
+
+def _as_json(run: history.Run) -> dict[str, object]:
+    step = run.steps[-1] if run.steps else None
+    return {**run.record, "folder": str(run.layout.run_dir), "phase": run.phase, "last_step": step, "saved": run.saved}
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(epilog="Example: cpt runs --storage /mnt/cluster_storage")(runs)
+    app.command(epilog="Example: cpt status configs/gemma3_4b.yaml")(status)
+    app.command(epilog="Example: cpt logs configs/gemma3_4b.yaml -f")(logs)
+    app.command(epilog="Example: cpt checkpoints configs/gemma3_4b.yaml")(checkpoints)
+    app.command(epilog="Example: cpt doctor --storage /mnt/cluster_storage")(doctor)

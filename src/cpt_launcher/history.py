@@ -1,0 +1,127 @@
+"""The runs on a storage, from what they wrote there: nothing is asked of the machines they run on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpt_launcher import assets, progress, reader, record
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+from cpt_launcher.layout import Layout
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its record, its events of every kind that matters, newest last."""
+
+    layout: Layout
+    record: Mapping[str, object]
+    steps: tuple[progress.Event, ...]
+    phase: str
+    saved: progress.Event | None
+
+    @property
+    def state(self) -> str:
+        return str(self.record["state"])
+
+
+def runs(storage: Path) -> tuple[Run, ...]:
+    """Every run on a storage, the newest first; folders that cannot be read as one are left out."""
+    found = []
+    for path in storage.glob("*/cpt/run.json"):
+        try:
+            found.append(load(Layout(storage, path.parents[1].name)))
+        except NotReadyError:
+            continue
+    return tuple(sorted(found, key=lambda run: str(run.record.get("started")), reverse=True))
+
+
+def find(text: str, storage: Path | None, environ: Mapping[str, str]) -> Run:
+    """A run by its folder, by its config, or by its name on a storage (else on $CPT_STORAGE).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(text)
+    if path.is_dir() and (path / "cpt" / "run.json").is_file():
+        layout = Layout(path.absolute().parent, path.absolute().name)
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        config = reader.read(path, [f"storage={storage}"] if storage else [])
+        layout = Layout(config.storage, config.name)
+    else:
+        layout = Layout(choose_storage(storage, environ), text)
+    if not layout.run_json.is_file():
+        names = ", ".join(run.layout.run for run in runs(layout.storage)[:10]) or "none"
+        hint = f"runs there: {names}. RUN is a run's folder, its config, or its name with --storage DIR"
+        raise ConfigError(Problem(f"there is no run {layout.run}", str(layout.storage), hint))
+    return load(layout)
+
+
+def choose_storage(storage: Path | None, environ: Mapping[str, str]) -> Path:
+    """The folder given, else $CPT_STORAGE.
+
+    Raises:
+        ConfigError: neither is a folder.
+    """
+    given = storage or (Path(environ["CPT_STORAGE"]) if environ.get("CPT_STORAGE") else None)
+    if given is None:
+        raise ConfigError(Problem("which storage?", "command line", "--storage DIR, or export CPT_STORAGE=DIR"))
+    if not given.is_dir():
+        raise ConfigError(Problem("the storage is not there", str(given), "check the path; is it mounted?"))
+    return assets.from_user(str(given))
+
+
+def load(layout: Layout) -> Run:
+    """What is known of a run that has a run.json.
+
+    Raises:
+        NotReadyError: run.json cannot be read.
+    """
+    steps: list[progress.Event] = []
+    phase, saved = "", None
+    for event in events(layout):
+        kind = event.get("event")
+        if kind == "step":
+            phase = "training"
+            while steps and steps[-1]["step"] >= event["step"]:  # type: ignore[operator]
+                steps.pop()  # done again after a restart
+            steps.append(event)
+        elif kind == "phase":
+            phase = str(event.get("phase"))
+        elif kind == "checkpoint":
+            saved = event
+    return Run(layout, record.read(layout) or {}, tuple(steps), phase, saved)
+
+
+def events(layout: Layout) -> Iterator[progress.Event]:
+    """The events of a run, oldest first; lines that are none are passed over."""
+    if layout.events.is_file():
+        with layout.events.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if value := progress.parse(line):
+                    yield dict(value)
+
+
+def follow(layout: Layout, lines: int) -> Iterator[str]:
+    """The last `lines` lines of a run's log, then what comes, until the run has ended. For a view that does not follow,
+    take the first `lines`.
+    """
+    log = layout.train_log
+    if not log.is_file():
+        return
+    with log.open(encoding="utf-8", errors="replace") as file:
+        yield from tail(file.read(), lines)
+        while True:
+            running = (record.read(layout) or {}).get("state") == "running"
+            for line in file:
+                yield line.rstrip("\n")
+            if not running:
+                return
+            time.sleep(0.5)
+
+
+def tail(text: str, lines: int) -> list[str]:
+    """The last lines of a text; 0 gives all."""
+    return text.splitlines()[-lines:]

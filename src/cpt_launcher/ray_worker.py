@@ -1,0 +1,166 @@
+"""What runs inside Ray's workers: each checkpoint written once, complete or absent, and secrets taken from memory.
+
+`setup` is a Ray `worker_process_setup_hook`. It comes to the workers through the job's runtime environment, outside the
+training YAML; without it (or without this package on a worker) a run works Ray's own way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+HOOK = "cpt_launcher.ray_worker.setup"
+KEEP, NEXT_HOOK, SECRETS_KEY = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY"
+MARKER = "cpt-complete.json"
+CALLBACKS = "ray.train.huggingface.transformers._transformers_utils"
+
+
+def setup() -> None:
+    """Prepare this worker, before any of the run's code. Imports nothing heavy: it runs in every worker of the job."""
+    if key := os.environ.get(SECRETS_KEY):
+        from cpt_launcher.ray_cluster import receive
+
+        os.environ.update(receive(key))
+    sys.meta_path.insert(0, AfterImport(CALLBACKS, _replace_on_save))
+    if hook := os.environ.get(NEXT_HOOK):
+        module, _, name = hook.rpartition(".")
+        getattr(__import__(module, fromlist=[name]), name)()
+
+
+def on_save(_callback: object, args: Any, state: Any, _control: object, **_: object) -> None:
+    """In place of `RayTrainReportCallback.on_save` of Ray 2.48, which has every rank copy the checkpoint folder to a
+    temporary one and upload that: (2N+1)S bytes written for N ranks and a checkpoint of S bytes.
+
+    Here the shards stay where DeepSpeed wrote them, in the output folder, and Ray's place becomes a link to it. When
+    every rank has written, and the disk has it, rank 0 writes the marker.
+    """
+    import ray.train
+
+    context = ray.train.get_context()
+    checkpoint = Path(args.output_dir).absolute() / f"checkpoint-{state.global_step}"
+    _barrier()
+    if context.get_local_rank() == 0:
+        _to_disk(checkpoint)
+    _barrier()
+    if context.get_world_rank() == 0 and checkpoint.is_dir():
+        loss = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
+        mark(checkpoint, {"step": state.global_step, "loss": loss, "workers": context.get_world_size()})
+        prune(checkpoint.parent, int(os.environ.get(KEEP, "0")))
+        storage = context.get_storage()
+        if storage is not None and "://" not in storage.trial_fs_path:
+            link(checkpoint, Path(storage.trial_fs_path))
+    metrics: dict[str, object] = {}
+    for row in state.log_history:
+        metrics.update(row)
+    ray.train.report(metrics=metrics, checkpoint=None)
+
+
+def mark(checkpoint: Path, facts: dict[str, object]) -> None:
+    """Write the marker, by rename: the files of the checkpoint with their sizes in bytes, and `facts` beside them."""
+    files = {str(path.relative_to(checkpoint)): path.stat().st_size for path in sorted(_files(checkpoint))}
+    files.pop(MARKER, None)
+    value = {**facts, "deepspeed_stage": _stage(checkpoint), "bytes": sum(files.values()), "files": files}
+    part = checkpoint / f".{MARKER}"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(checkpoint / MARKER)
+
+
+def link(checkpoint: Path, trial: Path) -> None:
+    """`checkpoint_00000N/checkpoint` in Ray's trial folder, a relative link to the checkpoint; links to what is gone
+    are removed.
+    """
+    numbered = sorted(trial.glob("checkpoint_??????"))
+    number = int(numbered[-1].name.partition("_")[2]) + 1 if numbered else 0
+    place = trial / f"checkpoint_{number:06d}"
+    place.mkdir(parents=True)
+    (place / "checkpoint").symlink_to(os.path.relpath(checkpoint, place))
+    for folder in numbered[-100:]:
+        old = folder / "checkpoint"
+        if old.is_symlink() and not old.exists():
+            shutil.rmtree(folder)
+
+
+def prune(output: Path, keep: int) -> None:
+    """Remove the oldest complete checkpoints beyond the newest `keep`; 0 keeps all."""
+    if keep > 0:
+        for checkpoint in complete(output)[:-keep]:
+            (checkpoint / MARKER).unlink()  # first, so that a removal cut short leaves no complete one
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def complete(output: Path) -> list[Path]:
+    """The checkpoint folders that carry the marker, oldest first."""
+    found = [path.parent for path in output.glob(f"checkpoint-*/{MARKER}")]
+    return sorted((path for path in found if path.name[11:].isdigit()), key=lambda path: int(path.name[11:]))
+
+
+def _stage(checkpoint: Path) -> int:
+    """The ZeRO stage by DeepSpeed's file names (runtime/engine.py, `_get_zero_ckpt_name`); 0 without DeepSpeed."""
+    if any(checkpoint.glob("global_step*/zero_pp_rank_*_model_states.pt")):
+        return 3
+    return 2 if any(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")) else 0
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _to_disk(checkpoint: Path) -> None:
+    """Have the disk take what this node wrote, before the marker says that it is there."""
+    for path in _files(checkpoint):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _barrier() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+class AfterImport(MetaPathFinder):
+    """Does something to a module as soon as it is imported, so that no worker imports it for our sake."""
+
+    def __init__(self, name: str, act: Callable[[Any], None]) -> None:
+        self.name, self.act = name, act
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Acting(spec.loader, self.act)
+        return spec
+
+
+class _Acting(Loader):
+    def __init__(self, inner: Loader, act: Callable[[Any], None]) -> None:
+        self.inner, self.act = inner, act
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.inner.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.inner.exec_module(module)
+        self.act(module)
+
+
+def _replace_on_save(module: Any) -> None:
+    module.RayTrainReportCallback.on_save = on_save
