@@ -46,14 +46,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "findings", "plan", "reader", "schema", "strict", "yamlfile",
     },
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "source", "transfer"},
-    "preflight": {"cluster", "errors", "fetch", "footprint", "plan", "record", "tracker"},
+    "preflight": {"cluster", "errors", "fetch", "footprint", "nodes", "plan", "record", "tracker"},
     "launch": set(),
     "guard": {"launch"},
     "record": {"disk", "errors", "layout", "plan"},
     "explain": set(),
     "ray_cluster": set(),
     "ray_worker": {"ray_cluster"},
-    "cluster": {"errors", "layout", "plan", "ray_cluster"},
+    "nodes": {"errors", "plan"},
+    "cluster": {"errors", "nodes", "plan"},
     "hook": {"ray_worker"},
     "checkpoints": {"disk", "errors", "ray_worker"},
     "progress": set(),
@@ -61,11 +62,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "footprint": {"plan"},
     "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
     "attempt": {
-        "checkpoints", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "ray_worker", "results",
-        "secrets", "stage", "watch",
+        "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "ray_worker",
+        "results", "secrets", "stage", "watch",
     },
     "history": {"assets", "errors", "layout", "progress", "reader", "record"},
-    "doctor": {"cluster", "disk", "errors", "preflight", "record"},
+    "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
     "live": {"attempt", "progress", "terminal"},
     "cli_runs": {"checkpoints", "doctor", "errors", "history", "terminal"},
     "demo": {"assets"},
@@ -98,7 +99,7 @@ HEAVY = {
 WRITES = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "symlink_to", "touch", "chmod"}
 PRINTS = {"cli", "cli_runs", "terminal"}
 PROCESSES = {"subprocess", "signal"}
-STARTS = {"launch", "cluster"}
+STARTS = {"cluster", "launch", "ray_cluster"}
 
 
 def imports(tree: ast.AST) -> set[str]:

@@ -66,8 +66,8 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
     (Layout(layout.storage, "broken").run_dir / "cpt").mkdir(parents=True)
     Layout(layout.storage, "broken").run_json.write_text("{")
     events = [
-        {"event": "phase", "phase": "loading the model"}, step(10, 5.0), step(20, 4.0), {"event": "phase", "phase": "x"},
-        {"event": "checkpoint", "step": 20, "bytes": 2_000_000}, step(15, 4.5),
+        {"event": "phase", "phase": "loading the model"}, step(10, 5.0), step(20, 4.0),
+        {"event": "phase", "phase": "x"}, {"event": "checkpoint", "step": 20, "bytes": 2_000_000}, step(15, 4.5),
     ]  # fmt: skip
     layout.events.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "st')
     run = history.load(layout)

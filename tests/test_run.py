@@ -85,7 +85,7 @@ def test_a_failure_shows_its_innermost_cause(
     done = cpt("run", "my.yaml")
     assert done.code == 1
     assert "error: training failed: ValueError: the inner cause\n" in done.err
-    assert f"where: the whole log: {workspace}/storage/first/cpt/train.log" in done.err
+    assert f"where: a worker (pid 1); the whole log: {workspace}/storage/first/cpt/train.log" in done.err
     assert (record(workspace)["state"], record(workspace)["cause"]) == ("failed", "ValueError: the inner cause")
 
 
@@ -158,7 +158,8 @@ def test_a_run_that_is_going_on_is_refused(
 
 def test_a_llamafactory_yaml_runs_as_it_is(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
     text = (
-        "# kept\nmodel_name_or_path: some/model\nstage: pt\ndo_train: true\nfinetuning_type: full\nbf16: true\nreport_to: none\nray_run_name: plain\n"
+        "# kept\nmodel_name_or_path: some/model\nstage: pt\ndo_train: true\nfinetuning_type: full\n"
+        "bf16: true\nreport_to: none\nray_run_name: plain\n"
         f"ray_storage_path: {workspace}/storage\n"
         f"output_dir: {workspace}/storage/plain/output\n"
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from cpt_launcher import checkpoints, disk, hook, launch, preflight, results, stage
+from cpt_launcher import checkpoints, cluster, disk, hook, launch, preflight, results, stage
 from cpt_launcher.explain import Failure, explain
 from cpt_launcher.plan import UNSET, Plan
 from cpt_launcher.progress import Event, Progress
@@ -80,6 +80,7 @@ class Attempt:
         watch = Watch(plan, hidden, self.show.output, self.show.event)
         program = preflight.executable(plan.argv[0], self.environ) or plan.argv[0]
         env = {key: value for key, value in self.environ.items() if key not in UNSET} | dict(plan.env)
+        env |= cluster.alone(self.environ)
         if self.marked:
             env |= hook.job_config(self.environ, keep=plan.keep, secrets_key=self.secrets_key)
         self.show.step(f"starts {' '.join(plan.argv)}")

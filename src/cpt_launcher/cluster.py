@@ -1,45 +1,164 @@
-# placeholder so that other modules import: helper 5 replaces it
+"""A Ray cluster that is there already: what it has, what it lacks for a run, and secrets kept in its memory."""
+
 from __future__ import annotations
+
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from cpt_launcher.errors import Problem
-from cpt_launcher.plan import Plan
 
-CHECKS: tuple[str, ...] = ()
+from cpt_launcher.errors import NotReadyError, Problem
+from cpt_launcher.nodes import Cluster, read
+from cpt_launcher.plan import UNSET, Plan
 
-
-@dataclass(frozen=True)
-class Cluster:
-    address: str
+SECONDS = 240.0  # for the whole probe: three rounds of a minute at most
+ADDRESS = "RAY_ADDRESS"
 
 
 def near(environ: Mapping[str, str]) -> bool:
-    folder = Path(environ.get("RAY_TMPDIR", "/tmp")) / "ray"
-    return bool(environ.get("RAY_ADDRESS")) or (folder / "ray_current_cluster").exists()
+    """Whether a run would join a cluster: `RAY_ADDRESS` says so, or `ray start` left its address and it answers."""
+    given = environ.get(ADDRESS)
+    if given:
+        return given != "local"
+    address = _left_behind(environ)
+    return address is not None and _answers(address)
 
 
-def probe(plan: Plan, environ: Mapping[str, str]) -> Cluster:
-    return Cluster("")
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a run needs to start Ray itself: where `ray start` left the address of a cluster that is gone, Ray 2.48
+    would try to join it for ever.
+    """
+    return {ADDRESS: "local"} if not environ.get(ADDRESS) and _left_behind(environ) and not near(environ) else {}
 
 
 def ask(environ: Mapping[str, str]) -> Cluster:
-    return Cluster("")
+    """Look at the nodes, without a run in mind.
+
+    Raises:
+        NotReadyError: no cluster answers.
+    """
+    return _probe("", "", environ)
 
 
-def describe(there: Cluster) -> list[str]:
-    return []
+def probe(plan: Plan, environ: Mapping[str, str]) -> Cluster:
+    """Look at the nodes for what a run needs: a task on each, so that it says what a worker would see.
 
-
-def problems(plan: Plan, there: Cluster) -> list[tuple[str, Problem]]:
-    return []
-
-
-def has_launcher(there: Cluster) -> list[str]:
-    return []
+    Raises:
+        NotReadyError: no cluster answers.
+    """
+    model = plan.model if plan.model.startswith("/") else ""
+    return _probe(str(plan.layout.storage), model, environ)
 
 
 @contextlib.contextmanager
 def holding(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
-    yield ""
+    """Keep secrets in the cluster's memory while the context lasts, and give the key that workers find them under.
+
+    Raises:
+        NotReadyError: the cluster does not take them.
+    """
+    process = subprocess.Popen(
+        _command("hold"),
+        env=_env(environ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    key = ""
+    try:
+        with contextlib.suppress(OSError):
+            process.stdin.write(json.dumps(dict(values)) + "\n")
+            process.stdin.flush()
+        key = str(json.loads(process.stdout.readline() or '{"key": ""}')["key"])
+        if not key:
+            what = "the Ray cluster did not take the secrets"
+            raise NotReadyError(Problem(what, _address(environ), "look at the cluster with cpt doctor"))
+        yield key
+    finally:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            code = process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        process.stdout.close()
+        if code != 0 and key:  # it had no time to take them out
+            with contextlib.suppress(subprocess.SubprocessError):
+                subprocess.run(
+                    _command("drop"),
+                    env=_env(environ),
+                    input=key,
+                    text=True,
+                    timeout=30,
+                    capture_output=True,
+                    check=False,
+                )
+
+
+def _probe(storage: str, model: str, environ: Mapping[str, str]) -> Cluster:
+    address = _address(environ)
+    if "://" in address:
+        kind = "Ray Client" if address.startswith("ray://") else "the dashboard"
+        hint = "run cpt on a node of the cluster, with RAY_ADDRESS=auto"
+        raise NotReadyError(Problem(f"RAY_ADDRESS is an address of {kind}, which training cannot join", address, hint))
+    if address != "auto" and not _answers(address):
+        hint = "start it (`ray start --head`), or unset RAY_ADDRESS: the run then starts Ray itself"
+        raise NotReadyError(Problem("no Ray cluster answers", address, hint))
+    request = json.dumps({"storage": storage, "model": model})
+    try:
+        done = subprocess.run(
+            _command("probe"),
+            env=_env(environ),
+            input=request,
+            text=True,
+            timeout=SECONDS,
+            capture_output=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        hint = "look at it with `ray status`, or --skip-preflight cluster"
+        raise NotReadyError(Problem(f"the Ray cluster did not answer in {SECONDS:.0f} s", address, hint)) from None
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        hint = "look at it with `ray status`, or --skip-preflight cluster"
+        raise NotReadyError(Problem(f"cannot ask the Ray cluster: {said[-1] if said else 'no word'}", address, hint))
+    return read(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def _address(environ: Mapping[str, str]) -> str:
+    return environ.get(ADDRESS) or _left_behind(environ) or "auto"
+
+
+def _left_behind(environ: Mapping[str, str]) -> str | None:
+    """The address in the file that `ray start` writes (ray/_private/utils.py, `read_ray_address`)."""
+    folder = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text(encoding="ascii").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _command(task: str) -> Sequence[str]:
+    return (sys.executable, "-m", "cpt_launcher.ray_cluster", task)
+
+
+def _env(environ: Mapping[str, str]) -> dict[str, str]:
+    kept = {key: value for key, value in environ.items() if key not in UNSET}
+    return {**kept, ADDRESS: _address(environ), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import cluster, disk, preflight, record
+from cpt_launcher import cluster, disk, nodes, preflight, record
 from cpt_launcher.errors import CptError
 
 
@@ -71,7 +71,7 @@ def _cluster(environ: Mapping[str, str]) -> Item:
         there = cluster.ask(environ)
     except CptError as error:
         return Item("ray cluster", "", str(error), error.problems[0].hint)
-    return Item("ray cluster", "; ".join([there.address, *cluster.describe(there)]))
+    return Item("ray cluster", "; ".join([there.address, *nodes.describe(there)]))
 
 
 def _storage(storage: Path) -> Item:

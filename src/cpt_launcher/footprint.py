@@ -33,7 +33,7 @@ class Footprint:
 def on_storage(plan: Plan) -> Footprint | None:
     """What the checkpoints take that are there at once; None where the model or the number of saves is not known."""
     parameters = count_parameters(Path(plan.model)) if plan.model.startswith("/") else None
-    train = yaml.safe_load(plan.train_yaml)
+    train = yaml.safe_load(plan.train_yaml) or {}
     saves = _saves(train)
     if not parameters or saves is None:
         return None

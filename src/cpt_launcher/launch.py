@@ -32,8 +32,8 @@ class Exit:
 def run(
     argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None], tick: Callable[[], None] = lambda: None
 ) -> Exit:
-    """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty times
-    a second. SIGINT, SIGTERM and SIGHUP go on to it.
+    """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty
+    times a second. SIGINT, SIGTERM and SIGHUP go on to it.
     """
     _adopt_orphans()
     mine = _children()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import cluster, fetch, footprint, record, tracker
+from cpt_launcher import cluster, fetch, footprint, nodes, record, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.plan import Plan
 
@@ -35,7 +35,7 @@ class Ready:
     `marked`: every worker can mark complete checkpoints and take secrets from memory.
     """
 
-    cluster: cluster.Cluster | None = None
+    cluster: nodes.Cluster | None = None
     marked: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -56,7 +56,10 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
         ready, more = _on_cluster(plan, environ)
         found += [(name, item) for name, item in more if name not in skip]
     elif cluster.near(environ):
-        ready = Ready(marked=False)
+        lost = f" and {', '.join(plan.secrets)} not handed over" if plan.secrets else ""
+        ready = Ready(marked=False, warnings=(f"the cluster is not asked: checkpoints are copied Ray's own way{lost}",))
+    elif cluster.alone(environ):
+        ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
     if found:
         raise NotReadyError(*(_skippable(name, item) for name, item in found))
     return ready
@@ -64,7 +67,7 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
 
 def names() -> tuple[str, ...]:
     """The names that `--skip-preflight` takes."""
-    return (*CHECKS, "cluster", *cluster.CHECKS)
+    return (*CHECKS, "cluster", *nodes.CHECKS)
 
 
 def _skippable(name: str, problem: Problem) -> Problem:
@@ -74,8 +77,8 @@ def _skippable(name: str, problem: Problem) -> Problem:
 
 def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tuple[str, Problem]]]:
     there = cluster.probe(plan, environ)
-    found, warnings = list(cluster.problems(plan, there)), []
-    absent = cluster.has_launcher(there)
+    found, warnings = nodes.problems(plan, there), nodes.warnings(plan, there)
+    absent = nodes.has_launcher(there)
     own_hook = "worker_process_setup_hook" in plan.train_yaml
     if absent and plan.secrets:
         what = f"workers on {', '.join(absent)} cannot take {', '.join(plan.secrets)}: cpt-launcher is not there"

@@ -1,0 +1,194 @@
+"""A real Ray cluster that is there before the run: two raylets of this machine as its nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpt_launcher import cluster, nodes
+from cpt_launcher.layout import Layout
+from cpt_launcher.plan import Plan
+
+from .conftest import CPT, REPOSITORY, SECRETS, Place
+
+pytestmark = pytest.mark.e2e
+RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+LOOK = "from cpt_launcher.ray_cluster import NAMESPACE, _client; print(_client().internal_kv_keys(b'', NAMESPACE))"
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    address: str
+    ray: Path
+    secret_free: dict[str, str]
+
+    def env(self) -> dict[str, str]:
+        return {**self.secret_free, "RAY_ADDRESS": self.address}
+
+    def held(self) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", LOOK], env=self.env(), capture_output=True, text=True, check=True
+        ).stdout.strip()  # fmt: skip
+
+
+def start(
+    arguments: list[str], env: dict[str, str], log: Path, prefix: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen([*prefix, *arguments], env=env, stdout=file, stderr=file, start_new_session=True)
+
+
+def answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((host, int(port))) == 0 and "Ray runtime started" in log.read_text():
+                return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """`ray start --block` ends its daemons when it is asked to."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def head(place: Place) -> Iterator[Head]:
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        kept = {
+            key: value
+            for key, value in place.env().items()
+            if key not in (*SECRETS, "RAY_JOB_CONFIG_JSON_ENV_VAR", "PROBE_DIR")
+        }
+        env = {**kept, "RAY_TMPDIR": folder}
+        log = Path(folder, "head.log")
+        arguments = ["--head", f"--port={port}", "--num-cpus=2", "--num-gpus=0", "--include-dashboard=false"]
+        process = start([*RAY, *arguments], env, log)
+        try:
+            answers(f"127.0.0.1:{port}", process, log)
+            yield Head(f"127.0.0.1:{port}", Path(folder), env)
+        finally:
+            end(process)
+
+
+def plan(storage: Path, text: str = "", workers: int = 1) -> Plan:
+    layout = Layout(storage, "r")
+    return Plan(Path("c.yaml"), layout, text, (), {}, str(storage), workers, "cpu", None)
+
+
+def test_a_node_says_what_it_has(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    there = cluster.probe(plan(tmp_path), head.env())
+    assert there.address.rpartition(":")[2] == head.address.rpartition(":")[2]
+    (node,) = there.nodes
+    assert (node.error, node.storage_error, node.shared, node.launcher, node.model) == ("", "", True, True, True)
+    assert node.resources["CPU"] == 2
+    assert node.versions["ray"] == "2.48.0"
+    assert nodes.problems(plan(tmp_path, "resources_per_worker: {CPU: 1}", 2), there) == []
+    assert [name for name, _ in nodes.problems(plan(tmp_path, "resources_per_worker: {TPU: 1}"), there)] == [
+        "resources"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    described = subprocess.run([*CPT, "doctor"], env=head.env(), capture_output=True, text=True, check=False)
+    assert f"{there.address}; {node.host}: CPU 2" in described.stdout, described.stdout
+
+
+def test_a_node_with_another_folder_of_the_same_name(head: Head, tmp_path: Path) -> None:
+    storage, log = tmp_path / "storage", tmp_path / "node.log"
+    storage.mkdir()
+    (storage / "config.json").write_text("{}")
+    prefix = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs {storage} && exec "$@"', "sh")
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be made here")
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as folder:
+        arguments = [*RAY, f"--address={head.address}", "--num-cpus=1"]
+        process = start(arguments, {**head.secret_free, "RAY_TMPDIR": folder}, log, prefix)
+        try:
+            answers(head.address, process, log)
+            there = cluster.probe(plan(storage), head.env())
+            assert sorted((node.shared, node.model) for node in there.nodes) == [(False, False), (True, True)]
+            assert [name for name, _ in nodes.problems(plan(storage, "resources_per_worker: {CPU: 1}"), there)] == [
+                "storage-on-workers", "model-on-workers"
+            ]  # fmt: skip
+        finally:
+            end(process)
+    assert [path.name for path in storage.iterdir()] == ["config.json"]
+
+
+def test_secrets_leave_the_memory_however_their_holder_ends(head: Head) -> None:
+    with cluster.holding({"A": "1"}, head.env()) as key:
+        assert key in head.held()
+    assert head.held() == "[]"
+    child = "import os; from cpt_launcher import cluster\nwith cluster.holding({'A': '1'}, dict(os.environ)) as key:\n"
+    for ending in ("os.kill(os.getpid(), 9)", "os.system(f'pkill -9 -P {os.getpid()} python')"):
+        subprocess.run([sys.executable, "-c", child + f"    {ending}"], env=head.env(), check=False)
+        deadline = time.monotonic() + 20
+        while head.held() != "[]" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert head.held() == "[]", ending
+
+
+def test_workers_of_a_cluster_get_secrets_that_stand_nowhere(
+    head: Head, place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    probes = tmp_path / "probes"
+    probes.mkdir()
+    hook = {"runtime_env": {"worker_process_setup_hook": "worker_probe.report", "env_vars": {"PROBE_DIR": str(probes)}}}
+    env = {
+        **head.env(),
+        **SECRETS,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook),
+        "PYTHONPATH": str(REPOSITORY / "tests"),
+    }
+    config = str(REPOSITORY / "configs" / "tiny_cpu.yaml")
+    overrides = ("name=joined", "train.max_steps=4", "train.save_steps=2", f"secrets=[{', '.join(SECRETS)}]")
+    done = subprocess.run(
+        [*CPT, "run", config, *overrides],
+        cwd=place.work,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    hashes = [path.read_text() for path in probes.iterdir()]
+    nothing = hashlib.sha256(b"").hexdigest()
+    # The preflight's task has none; the trial's actor and the two workers have it.
+    assert hashes.count(hashlib.sha256(SECRETS["PLANTED_SECRET"].encode()).hexdigest()) >= 3
+    assert set(hashes) <= {nothing, hashlib.sha256(SECRETS["PLANTED_SECRET"].encode()).hexdigest()}
+    assert head.held() == "[]"
+    checkpoints = list((place.storage / "joined").glob("TorchTrainer_*/checkpoint_*/checkpoint"))
+    assert len(checkpoints) == 2
+    assert all(path.is_symlink() for path in checkpoints)
+    folders = (place.storage, head.ray, tmp_path)
+    files = [path for root in folders for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len(files) > 50
+    assert [
+        (path, name) for path in files for name, value in SECRETS.items() if value.encode() in path.read_bytes()
+    ] == []
+    assert not any(value in done.stdout + done.stderr for value in SECRETS.values())

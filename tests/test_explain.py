@@ -1,0 +1,179 @@
+"""Real messages of the stack, and what is said about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpt_launcher import explain
+
+LINES = {
+    "disk-full": [
+        "OSError: [Errno 28] No space left on device",
+        "RuntimeError: [enforce fail at inline_container.cc:664] . unexpected pos 4096 vs 3990",
+    ],
+    "gpu-memory": [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total",
+    ],
+    "host-memory": [
+        "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
+        "RuntimeError: One of the subprocesses has abruptly died during map operation.",
+    ],
+    "gated-model": [
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error. (Request ID: Root=1)",
+        "OSError: You are trying to access a gated repo.",
+    ],
+    "unknown-model": [
+        "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name'",
+        "OSError: a/b is not a local folder and is not a valid model identifier listed on",
+    ],
+    "offline": [
+        "OSError: We couldn't connect to the hub to load the files",
+    ],
+    "hf-transfer": [
+        "ValueError: Fast download using 'hf_transfer' is enabled but 'hf_transfer' package is not available",
+    ],
+    "weights-format": [
+        "ValueError: The checkpoint you are trying to load has model type `x` but Transformers does not "
+        "recognize this architecture.",
+    ],
+    "checkpoint-world": [
+        "deepspeed.runtime.zero.utils.ZeRORuntimeException: The checkpoint being loaded used a DP world size of 2",
+    ],
+    "checkpoint-broken": [
+        "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory",
+        "ValueError: Can't find a valid checkpoint at /s/r/output/checkpoint-5",
+    ],
+    "output-dir": [
+        "ValueError: Output directory already exists and is not empty. Please set `overwrite_output_dir`.",
+    ],
+    "storage-not-shared": [
+        "RuntimeError: Unable to set up cluster storage with the following settings:",
+    ],
+    "not-utf8-or-json": [
+        "datasets.exceptions.DatasetGenerationError: An error occurred while generating the dataset",
+    ],
+    "dataset": [
+        "KeyError: 'text'",
+        "ValueError: Undefined dataset nope in dataset_info.json.",
+        "RuntimeError: Cannot find sufficient samples, consider increasing dataset size.",
+        "StopIteration",
+    ],
+    "template": [
+        "ValueError: Template nope does not exist.",
+    ],
+    "arguments": [
+        "ValueError: Some keys are not used by the HfArgumentParser: ['learning_rte']",
+        "TypeError: '<=' not supported between instances of 'float' and 'str'",
+        "ValueError: cosinee is not a valid SchedulerType, please select one of",
+    ],
+    "deepspeed-json": [
+        "AssertionError: Check batch related parameters. train_batch_size is not equal to",
+    ],
+    "versions": [
+        "ImportError: deepspeed>=0.10.0,<=0.16.9 is required for a normal functioning of this module, "
+        "but found deepspeed==0.17.1.",
+    ],
+    "compiler": [
+        "RuntimeError: Error building extension 'deepspeed_shm_comm'",
+    ],
+    "not-installed": [
+        "ModuleNotFoundError: No module named 'deepspeed'",
+    ],
+    "tracking": [
+        "mlflow.exceptions.RestException: UNAUTHENTICATED",
+    ],
+    "runtime-env": [
+        "ray.exceptions.RuntimeEnvSetupError: Failed to set up runtime environment.",
+    ],
+    "no-cluster": [
+        "ConnectionError: Could not find any running Ray instance. Please specify the one to connect to",
+    ],
+    "never-fits": [
+        "ValueError: Cannot schedule: the placement group is infeasible",
+    ],
+    "cuda-driver": [
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+    ],
+    "token-range": [
+        "IndexError: index out of range in self",
+    ],
+    "gpu-fault": [
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+    ],
+    "nccl": [
+        "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 1.",
+        "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [192.0.2.2]:1234",
+    ],
+    "worker-lost": [
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
+    ],
+    "driver-lost": [
+        "Fatal Python error: Segmentation fault",
+    ],
+}
+CAUSES = json.loads(Path(explain.__file__).with_name("data").joinpath("causes.json").read_text())
+
+
+@pytest.mark.parametrize(("rule", "line"), [(rule, line) for rule, lines in LINES.items() for line in lines])
+def test_a_message_is_known(rule: str, line: str) -> None:
+    found = explain.explain(["(RayTrainWorker pid=12, ip=10.0.0.1) " + line])
+    assert found is not None
+    assert (found.rule, found.cause) == (rule, line)
+    assert found.means
+    assert found.hint
+
+
+def test_every_entry_is_tried() -> None:
+    assert {row["id"] for row in CAUSES} == set(LINES)
+    assert {row["retry"] for row in CAUSES} == {"yes", "no", "after-progress"}
+
+
+LOG = """\
+(TorchTrainer pid=55) - (node_id=9b7f, ip=10.0.0.1, pid=11) world_rank=0, local_rank=0, node_rank=0
+(TorchTrainer pid=55) - (node_id=9b7f, ip=10.0.0.4, pid=12) world_rank=1, local_rank=1, node_rank=0
+\x1b[36m(RayTrainWorker pid=12, ip=10.0.0.4)\x1b[0m Traceback (most recent call last):
+ray::_RayTrainWorker__execute.get_next() (pid=12, ip=10.0.0.4, actor_id=8a)
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB
+The above exception was the direct cause of the following exception:
+ray.exceptions.RayTaskError(OutOfMemoryError): ray::_Inner.train() (pid=9, ip=10.0.0.1)
+RuntimeError: something on the way out
+ray.train.base_trainer.TrainingFailedError: The Ray Train run failed. Please inspect the previous error messages
+"""
+
+
+def test_the_innermost_cause_and_where_it_came_from() -> None:
+    found = explain.explain(LOG.splitlines())
+    assert found is not None
+    assert found.cause == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert found.origin == "rank 1 on 10.0.0.4 (pid 12)"
+    assert found.retry == "after-progress"
+    tail = explain.explain(LOG.splitlines()[2:], {12: 7})
+    assert tail is not None
+    assert tail.origin == "rank 7 on 10.0.0.4 (pid 12)"
+
+
+def test_a_known_reason_is_not_hidden_by_the_error_that_wraps_it() -> None:
+    lines = [
+        "huggingface_hub.errors.GatedRepoError: 401 Client Error.",
+        "During handling of the above exception, another exception occurred:",
+        "OSError: Failed to load tokenizer.",
+    ]
+    found = explain.explain(lines)
+    assert found is not None
+    assert found.rule == "gated-model"
+
+
+def test_without_a_chain_the_last_error_counts() -> None:
+    found = explain.explain(["SomeError: 'a'", "OtherError: b", "done"])
+    assert found is not None
+    assert (found.cause, found.rule, found.retry) == ("OtherError: b", "unknown", "after-progress")
+    assert explain.explain(["all is well: no Error here", ""]) is None
+
+
+def test_a_line_without_an_exception_can_tell_too() -> None:
+    found = explain.explain(["[rank1]:[E1123] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"])
+    assert found is not None
+    assert found.rule == "nccl"
