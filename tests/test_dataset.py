@@ -74,7 +74,8 @@ def test_a_folder_is_copied_shard_by_shard_without_foreign_files(tmp_path: Path)
     for name in ("2.jsonl", "1.jsonl", "_SUCCESS", ".hidden", "deep/3.jsonl"):
         (folder / name).touch()
     assert dataset.copies(entry(folder), STORAGE) == tuple(
-        Copy(f"{folder}/{name}", STORAGE / "shards" / name) for name in ("1.jsonl", "2.jsonl", "deep/3.jsonl")
+        Copy(f"{folder}/{name}", STORAGE / "shards" / name, shard_of=(str(folder), STORAGE / "shards"))
+        for name in ("1.jsonl", "2.jsonl", "deep/3.jsonl")
     )
 
 

@@ -90,7 +90,7 @@ def test_once_and_then_used_by_runs(workspace: Path, hub: tuple[str, list[str]])
     [
         ("me/gated", "is gated, and this account has no access", "accept its licence on {endpoint}/me/gated"),
         ("me/absent", "the hub knows no model me/absent", "check the name"),
-        ("a/b/c", "not a model's name", "owner/name"),
+        ("a b/c", "not a model's name", "owner/name"),
         ("/some/folder", "the model is a folder already", "there is nothing to fetch"),
     ],
 )

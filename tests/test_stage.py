@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import disk, stage
+from cpt_launcher import dataset, disk, stage
+from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, DataError, StorageError
 from cpt_launcher.stage import Options
@@ -461,3 +462,117 @@ def test_set_aside_keeps_the_content(storage: Path) -> None:
     aside = disk.set_aside(storage / "output")
     assert (aside / "x").read_text() == "kept"
     assert not (storage / "output").exists()
+
+
+def test_two_datasets_of_one_name_are_refused_before_anything_is_staged(storage: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    copies = [Copy(str(tmp_path / name / "c.jsonl"), storage / "c.jsonl", "text") for name in ("a", "b")]
+    with pytest.raises(ConfigError, match="would both be staged as"):
+        staged(storage, *copies)
+    with pytest.raises(ConfigError, match="over the registry"):
+        staged(storage, Copy(str(tmp_path / "a" / "c.jsonl"), storage / "dataset_info.json"))
+    assert names(storage) == []
+
+
+def test_two_stagings_at_once_from_different_sources_do_not_overwrite_each_other(
+    storage: Path, source: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    for path, text in ((source, "a"), (other, "b")):
+        path.write_text(f'{{"text": "{text}"}}\n' * 200_000)
+    target = storage / "c.jsonl"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", STAGE.replace("force=True", ""), path, target, ""], stderr=subprocess.PIPE, text=True
+        )
+        for path in (source, other)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in running]
+    assert sorted(process.returncode for process in running) == [0, 1]
+    winner = source if running[0].returncode == 0 else other
+    assert target.read_bytes() == winner.read_bytes()
+    assert "has other content" in "".join(said)
+
+
+def test_another_column_is_checked_even_if_the_bytes_are_the_same(storage: Path, source: Path) -> None:
+    copy = Copy(str(source), storage / "c.jsonl", "text")
+    assert outcomes(storage, copy) == ["created"]
+    with pytest.raises(DataError, match="no column 'body'") as caught:
+        staged(storage, Copy(str(source), copy.target, "body"))
+    assert "columns" in caught.value.problems[0].hint
+    assert outcomes(storage, copy) == ["identical"]
+
+
+def test_a_conflict_in_the_registry_comes_before_the_copying(storage: Path, source: Path) -> None:
+    (storage / "dataset_info.json").write_text('{"mine": {"file_name": "/other.jsonl"}}')
+    with pytest.raises(ConfigError, match="differs in file_name"):
+        staged(storage, Copy(str(source), storage / "c.jsonl", "text"), entries=ENTRY)
+    assert names(storage) == ["dataset_info.json"]
+
+
+def test_a_shard_that_left_the_source_leaves_the_storage(storage: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name in ("1.jsonl", "2.jsonl"):
+        (folder / name).write_text('{"text": "a"}\n')
+    entry = dataset.Entry("a", {"columns": {"prompt": "text"}}, tmp_path / "dataset_info.json", str(folder))
+    assert outcomes(storage, *dataset.copies(entry, storage)) == ["created", "created"]
+    (folder / "2.jsonl").unlink()
+    assert outcomes(storage, *dataset.copies(entry, storage)) == ["identical", "removed"]
+    assert names(storage) == ["shards/1.jsonl"]
+    assert set(json.loads((storage / ".cpt/manifest.json").read_text())["files"]) == {"shards/1.jsonl"}
+    (storage / "shards" / "theirs.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match="is not of its source, and would be trained on"):
+        staged(storage, *dataset.copies(entry, storage))
+    assert outcomes(storage, *dataset.copies(entry, storage), force=True) == ["identical", "removed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "said"),
+    [
+        ("c.parquet", b"not a table", "does not begin like parquet"),
+        ("c.arrow", b"not a table", "does not begin like arrow"),
+        ("c.jsonl", gzip.compress(b'{"text": "a"}'), "does not end in .gz"),
+        ("c.txt", b"\x28\xb5\x2f\xfd....", "does not end in .zst"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says(
+    storage: Path, tmp_path: Path, name: str, start: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(start)
+    with pytest.raises(DataError, match=said):
+        staged(storage, Copy(str(tmp_path / name), storage / name))
+    assert names(storage) == []
+
+
+def test_credentials_in_an_address_stand_nowhere(storage: Path, web: Web, source: Path) -> None:
+    url = web.url.replace("http://", "http://me:planted-pw@") + "?sig=planted-sig"
+    (item,) = staged(storage, Copy(url, storage / "c.jsonl", "text"))
+    assert item.source == web.url
+    source.write_text('{"wrong": 1}\n')
+    with pytest.raises(DataError) as bad:
+        staged(storage, Copy(url, storage / "c.jsonl", "text"))
+    with pytest.raises(DataError) as absent:
+        staged(storage, Copy("http://me:planted-pw@127.0.0.1:9/d.jsonl?sig=planted-sig", storage / "d.jsonl", "text"))
+    web.limit = 3
+    with pytest.raises(DataError) as cut:
+        staged(storage, Copy(url, storage / "e.jsonl", "text"))
+    said = " ".join(str(problem) for caught in (bad, absent, cut) for problem in caught.value.problems)
+    files = "".join(path.read_text() for path in storage.rglob("*") if path.is_file())
+    assert "planted" not in said + files
+    assert sources.shown("https://u:p@h/x.gz?a=b and s3://b/k") == "https://h/x.gz and s3://b/k"
+
+
+def test_what_is_empty_is_said_and_no_empty_quarantine_stays(storage: Path, source: Path) -> None:
+    source.write_text('{"text": "a"}\n{"text": " "}\n{"text": ""}\n')
+    (item,) = staged(storage, Copy(str(source), storage / "c.jsonl", "text"), skip_bad=True)
+    assert (item.documents, item.empty) == (1, 2)
+    assert list((storage / ".cpt").rglob("*quarantine/*")) == []
+
+
+def test_a_slow_server_has_more_than_five_minutes() -> None:
+    system, _ = sources._system("http://127.0.0.1:1/x")
+    timeout = system.client_kwargs["timeout"]
+    assert (timeout.total, timeout.sock_read) == (None, 60)

@@ -87,3 +87,16 @@ def test_no_text_file(tmp_path: Path, content: bytes) -> None:
 def test_dump_reads_back_as_the_same_value(value: object) -> None:
     # PyYAML itself dumps the text 1e-5 bare and reads it back as text.
     assert yaml.safe_load(yamlfile.dump({"key": value})) == {"key": value}
+
+
+def test_json_is_read_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{\n\t"a": {\n\t\t"b": 1\n\t}\n}')
+    document = yamlfile.read(path)
+    assert document.value == {"a": {"b": 1}}
+    assert document.where("a", "b") == f"{path}:3:3"
+    for text, place in (('{"a": 1,\n}', "2:1"), ('{"a": 01}', "1:8"), ("{a: 1}", "1:2"), ('{"a": /* */ 1}', "1:7")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="not valid JSON") as caught:
+            yamlfile.read(path)
+        assert caught.value.problems[0].where == f"{path}:{place}", text

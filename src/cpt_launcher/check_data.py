@@ -11,6 +11,7 @@ from cpt_launcher.arguments import Arguments, near
 from cpt_launcher.dataset import REMOTE_KEYS, Entry
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
+from cpt_launcher.records import Report
 from cpt_launcher.yamlfile import Document
 
 # LLaMA-Factory 0.9.3, data/parser.py, DatasetAttr
@@ -120,7 +121,7 @@ def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], li
     return found + _packing(args, entry, documents, size, tokens), [f"{note}, {tokens // block:,} blocks of {block}"]
 
 
-def _records(report: corpus.Report) -> Iterator[Finding]:
+def _records(report: Report) -> Iterator[Finding]:
     yield from (of(problem) for problem in report.problems())
     if report.empty:
         what = f"{report.empty_count:,} records without text, the first in line {report.empty[0]}"

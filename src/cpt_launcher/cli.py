@@ -236,7 +236,8 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
         registry = assets.search_path(assets.DATASETS)[0] / assets.REGISTRY
         _check(registry, [])
-        return (storage.absolute(), *plans.plan_staging_all(registry, storage.absolute()))
+        target = assets.from_user(str(storage))
+        return (target, *plans.plan_staging_all(registry, target))
     overrides = [f"storage={storage}"] if storage else []
     loaded = reader.read(config, overrides)
     if isinstance(loaded, PlainConfig):

@@ -8,66 +8,19 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
 from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.records import MAX_RECORD, Report, judge
 
 # LLaMA-Factory 0.9.3, extras/constants.py, FILEEXT2TYPE; lower case only.
 EXTENSIONS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")
 TEXTS = (".csv", ".json", ".jsonl", ".txt")
 TABLES = (".arrow", ".parquet")  # read where pyarrow is installed
-# An estimate for English text and vocabularies of 32 k to 262 k tokens; other scripts have more tokens a byte.
-BYTES_PER_TOKEN = 4
-MAX_RECORD = 64 << 20
-SHOWN = 5
-LEAVE_OUT = "mend it, or leave such records out: cpt stage-data --on-bad-record skip"
 CHUNK = 4 << 20
-
-
-@dataclass
-class Report:
-    """What was seen in one file: counts, bytes of text, and the first bad and empty records by line number.
-
-    An empty record trains nothing but the end-of-text token: a pity, not a failure.
-    """
-
-    path: Path
-    documents: int = 0
-    text_bytes: int = 0
-    bad_count: int = 0
-    empty_count: int = 0
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    empty: list[int] = field(default_factory=list)
-    last_reason: str = ""
-    count: Callable[[str], int] | None = None
-    counted: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Counted where there is a tokenizer, else estimated; an end-of-text token for each document included."""
-        return estimated_tokens(self.text_bytes, self.documents) if self.count is None else self.counted
-
-    def add_bad(self, line: int, reason: str) -> None:
-        self.bad_count += 1
-        self.last_reason = reason
-        if len(self.bad) < SHOWN:
-            self.bad.append((line, reason))
-
-    def problems(self) -> list[Problem]:
-        """What is wrong with it, the first records by their place."""
-        if not self.documents and not self.bad:
-            return [Problem("there is no document in it", str(self.path), "is it the right file?", "data-empty")]
-        rules = {True: "data-encoding", False: "data-record"}
-        found = [
-            Problem(reason, f"{self.path}:{line}:1", LEAVE_OUT, rules[reason.startswith("not UTF-8")])
-            for line, reason in self.bad
-        ]
-        hidden = self.bad_count - len(self.bad)
-        return [*found, Problem(f"{hidden:,} more bad records", str(self.path), "", "data-record")] if hidden else found
 
 
 class Checker:
@@ -133,7 +86,7 @@ class Checker:
         except orjson.JSONDecodeError as error:
             self.report.add_bad(self._line, _why(line, error))
         else:
-            _judge(self.report, self._line, record, self._column)
+            judge(self.report, self._line, record, self._column)
         bad = self.report.bad_count > before
         if bad and self._reject is not None:
             self._reject(self._line, self.report.last_reason, line)
@@ -150,11 +103,6 @@ def _why(line: bytes, error: orjson.JSONDecodeError) -> str:
     except UnicodeDecodeError as wrong:
         return f"not UTF-8 (byte {wrong.start} of the line)"
     return f"not JSON: {error}"
-
-
-def estimated_tokens(text_bytes: int, documents: int) -> int:
-    """From bytes of text, with an end-of-text token for each document."""
-    return text_bytes // BYTES_PER_TOKEN + documents
 
 
 def counter(tokenizer: Path) -> Callable[[str], int]:
@@ -193,7 +141,7 @@ def read(path: Path, column: str, suffix: str | None = None, count: Callable[[st
             file.seek(0)
             report = Report(path, count=count)
             for line, record in _csv(file, report) if suffix == ".csv" else _array(file, report):
-                _judge(report, line, record, column)
+                judge(report, line, record, column)
             return report
         file.seek(0)
         checker = Checker(path, column, plain=suffix == ".txt", count=count)
@@ -202,6 +150,18 @@ def read(path: Path, column: str, suffix: str | None = None, count: Callable[[st
                 checker.feed(chunk)
             checker.close()
         return checker.report
+
+
+def wrong_start(suffix: str, start: bytes) -> str:
+    """Why a file that begins like this is not what its name says; empty if nothing speaks against it."""
+    packed = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+    ending = next((ending for magic, ending in packed.items() if start.startswith(magic)), None)
+    if ending and suffix in TEXTS:
+        return f"it is compressed, and its name does not end in {ending}"
+    magics = {".parquet": (b"PAR1",), ".arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
+    if suffix in magics and not start.startswith(magics[suffix]):
+        return f"it does not begin like {suffix[1:]}"
+    return ""
 
 
 def is_line_wise(suffix: str, start: bytes) -> bool:
@@ -247,7 +207,7 @@ def _table(path: Path, suffix: str, column: str, count: Callable[[str], int] | N
                 break
             for value in batch.column(column).to_pylist():
                 line += 1
-                _judge(report, line, {column: value}, column)
+                judge(report, line, {column: value}, column)
     except pa.ArrowException as error:
         report.add_bad(line + 1, f"not {suffix[1:]}: {str(error).splitlines()[0]}")
     return report
@@ -270,20 +230,3 @@ def _arrow(path: Path) -> Iterator[Any]:
 def is_readable(suffix: str) -> bool:
     """Whether `read` can look into such a file here."""
     return suffix in TEXTS or (suffix in TABLES and importlib.util.find_spec("pyarrow") is not None)
-
-
-def _judge(report: Report, line: int, record: object, column: str) -> None:
-    if not isinstance(record, dict):
-        report.add_bad(line, "not an object with named columns")
-    elif column not in record:
-        report.add_bad(line, f"no column '{column}', but {', '.join(map(str, list(record)[:6]))}")
-    elif record[column] is None or (isinstance(record[column], str) and not record[column].strip()):
-        report.empty_count += 1
-        report.empty += [line] if len(report.empty) < SHOWN else []
-    elif not isinstance(record[column], str):
-        report.add_bad(line, f"'{column}' is {type(record[column]).__name__}, not text")
-    else:
-        report.documents += 1
-        report.text_bytes += len(record[column].encode("utf-8", "surrogatepass"))
-        if report.count is not None:
-            report.counted += report.count(record[column]) + 1

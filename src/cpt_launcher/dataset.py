@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cpt_launcher import assets, yamlfile
+from cpt_launcher import source as sources
 from cpt_launcher.errors import ConfigError, DataError, Problem
 
 COMPRESSED = (".gz", ".zst")
@@ -49,13 +50,20 @@ class Entry:
 class Copy:
     """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column.
 
-    With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first.
+    With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first. `shard_of`:
+    the source folder and its place, for one of a folder's files.
     """
 
     source: str
     target: Path
     column: str | None = None
     cloud: str | None = None
+    shard_of: tuple[str, Path] | None = None
+
+    @property
+    def shown(self) -> str:
+        """The source as it may be seen and recorded: without credentials."""
+        return sources.shown(self.source)
 
     @property
     def place(self) -> str:
@@ -160,7 +168,30 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
-    return tuple(Copy(str(shard), target / plain_name(str(shard.relative_to(source))), column) for shard in found)
+    return tuple(
+        Copy(str(shard), target / plain_name(str(shard.relative_to(source))), column, shard_of=(str(source), target))
+        for shard in found
+    )
+
+
+def refuse_collisions(copies: Sequence[Copy], registry: Path) -> None:
+    """Two files that would get the same place on the storage would end as one, and both datasets as one of the two.
+
+    Raises:
+        ConfigError: there are such files.
+    """
+    first: dict[str, Copy] = {}
+    problems = []
+    for copy in copies:
+        other = first.setdefault(copy.place, copy)
+        if other.shown != copy.shown:
+            what = f"{other.shown} and {copy.shown} would both be staged as {copy.place}"
+            problems.append(Problem(what, str(registry.parent), 'give one entry another "file_name"', "registry-file"))
+        elif copy.target == registry:
+            what = f"{copy.shown} would be staged over the registry"
+            problems.append(Problem(what, str(registry), 'give its entry another "file_name"', "registry-file"))
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _cloud_copy(entry: Entry, storage: Path, column: str | None) -> Copy:

@@ -18,7 +18,7 @@ from typing import IO, Literal
 
 from cpt_launcher.errors import Problem, StorageError
 
-Outcome = Literal["created", "identical", "replaced"]
+Outcome = Literal["created", "identical", "replaced", "removed"]
 PART = ".cpt-part"
 TEMP = ".cpt-temp"
 STALE_SECONDS = 3600
@@ -30,6 +30,8 @@ def require_storage(storage: Path) -> None:
     Raises:
         StorageError: it is absent, not a folder, or not writable.
     """
+    if storage.exists() and not storage.is_dir():
+        raise StorageError(Problem("the storage is a file", str(storage), "storage: names a folder"))
     if not storage.is_dir():
         hint = f"is it mounted? If it is to be a plain folder: mkdir -p {storage}"
         raise StorageError(Problem("the storage is not there", str(storage), hint))
@@ -131,12 +133,15 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 @dataclass(frozen=True)
 class Part:
-    """The beginning of a file, beside its target and locked. `start` bytes of it are there already."""
+    """The beginning of a file, beside its target and locked. `start` bytes of it are there already; with a stamp, what
+    comes stays for the next try.
+    """
 
     file: IO[bytes]
     path: Path
     target: Path
     start: int
+    stamp: str | None
 
     def publish(self) -> None:
         """Give it the target's name."""
@@ -167,7 +172,7 @@ def part_of(target: Path, stamp: str | None) -> Iterator[Part]:
             if stamp is None or not note.is_file() or note.read_text(encoding="utf-8") != stamp:
                 file.truncate(0)
             write_text(note, stamp or "")
-            yield Part(file, path, target, file.seek(0, os.SEEK_END))
+            yield Part(file, path, target, file.seek(0, os.SEEK_END), stamp)
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from cpt_launcher.layout import Layout
 
 @dataclass(frozen=True)
 class Record:
-    """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version;
-    `tokens` is known only where a tokenizer counted them, `target_stamp` only for objects.
+    """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version, `column` the
+    one that was checked; `tokens` is known only where a tokenizer counted them, `target_stamp` only for objects.
     """
 
     source: str
@@ -29,6 +29,8 @@ class Record:
     skipped: int = 0
     tokens: int | None = None
     target_stamp: str | None = None
+    column: str | None = None
+    empty: int = 0
 
     def matches(self, target: Path) -> bool:
         """Whether the target is, by size and time, the file that was recorded."""
@@ -54,10 +56,10 @@ def read(layout: Layout) -> dict[str, Record]:
         raise StorageError(Problem(f"cannot read the manifest: {error}", str(layout.manifest), hint)) from None
 
 
-def add(layout: Layout, records: Mapping[str, Record]) -> None:
+def add(layout: Layout, records: Mapping[str, Record], removed: Sequence[str] = ()) -> None:
     """Record files, under the storage's lock: two stagings at once lose nothing of each other."""
-    if records:
+    if records or removed:
         with disk.lock(layout.lock):
             known = {**read(layout), **records}
-            files = {path: asdict(record) for path, record in sorted(known.items())}
+            files = {path: asdict(record) for path, record in sorted(known.items()) if path not in removed}
             disk.write_json(layout.manifest, {"version": 1, "files": files})

@@ -70,6 +70,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     env_vars = {**config.env, **_mlflow_env(config, environ)}
     data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
     copies = (*data, Copy(str(deepspeed), staged_deepspeed)) if deepspeed and staged_deepspeed else tuple(data)
+    dataset.refuse_collisions(copies, layout.registry)
     staged = {entry.name: entry.staged(config.storage) for entry in entries}
     tokens = tokenized.key(layout, data, staged, config.model, config.train)
     if tokens and layout.tokenized_marker(tokens).is_file() and "tokenized_path" not in config.train:
@@ -110,6 +111,7 @@ def plan_staging_all(registry: Path, storage: Path) -> tuple[Copies, Entries]:
     jsons = sorted(assets.search_path(assets.DEEPSPEED)[0].glob("*.json"))
     data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]
     copies = (*data, *(Copy(str(path.absolute()), storage / path.name) for path in jsons))
+    dataset.refuse_collisions(copies, storage / assets.REGISTRY)
     return copies, {name: entry.staged(storage) for name, entry in entries.items()}
 
 
@@ -202,7 +204,7 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
     secrets = {name: "(set, not shown)" if environ.get(name) else "(NOT SET)" for name in plan.secrets}
     env = {**{key: _masked(key, value) for key, value in plan.env.items()}, **secrets}
     unset = [name for name in UNSET if name in environ]
-    copies = [f"  {copy.source}\n    -> {copy.place}" for copy in plan.copies]
+    copies = [f"  {copy.shown}\n    -> {copy.place}" for copy in plan.copies]
     merged = [f"  {name} -> {plan.layout.registry}" for name in plan.entries]
     parts = [
         f"Run {plan.layout.run} from {plan.config}: {plan.workers} {plan.device.upper()} workers",

@@ -65,6 +65,21 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     return ready
 
 
+def check_tokenizing(plan: Plan) -> None:
+    """What `cpt tokenize` needs.
+
+    Raises:
+        NotReadyError: LLaMA-Factory or the model is not there.
+    """
+    found = [] if importlib.util.find_spec("llamafactory") else [_not_installed(["llamafactory"])]
+    if found := [*found, *model_present(plan, {})]:
+        raise NotReadyError(*found)
+
+
+def _not_installed(missing: Sequence[str]) -> Problem:
+    return Problem(f"not installed: {', '.join(missing)}", sys.prefix, INSTALL)
+
+
 def names() -> tuple[str, ...]:
     """The names that `--skip-preflight` takes."""
     return (*CHECKS, "cluster", *nodes.CHECKS)
@@ -104,7 +119,7 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     else:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
     if missing:
-        return [Problem(f"not installed: {', '.join(missing)}", sys.prefix, INSTALL)]
+        return [_not_installed(missing)]
     have = record.versions()
     what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
     return [Problem(what.format(name, have[name], latest), sys.prefix, INSTALL) for name, latest in too_late(have)]

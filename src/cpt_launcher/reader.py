@@ -122,7 +122,7 @@ class _Reader:
         config = RunConfig(
             path=self.document.path,
             name=self._name(values),
-            storage=assets.from_user(self._expanded(values, "storage", required=True)),
+            storage=self._storage(values),
             model=self._model(values),
             datasets=self._datasets(values),
             deepspeed=self._optional_name(values, "deepspeed"),
@@ -199,10 +199,17 @@ class _Reader:
             self._add(f"name {name!r} cannot be a run's folder", ("name",), "letters, digits, '.', '_' and '-'")
         return name
 
+    def _storage(self, values: Mapping[str, object]) -> Path:
+        text = self._expanded(values, "storage", required=True)
+        if "://" in text:
+            hint = "mount the bucket on every node, and name the folder"
+            self._add("the storage must be a folder that every worker can reach, not an URL", ("storage",), hint)
+        return assets.from_user(text)
+
     def _model(self, values: Mapping[str, object]) -> str:
         """A hub id as it is; a folder as an absolute path, since workers have another working directory."""
         text = self._expanded(values, "model", required=True)
-        is_folder = text.startswith((".", "/", "~")) or assets.is_dir(text)
+        is_folder = text.startswith((".", "/", "~")) or text.count("/") > 1 or assets.is_dir(text)
         return str(assets.from_user(text)) if is_folder else text
 
     def _datasets(self, values: Mapping[str, object]) -> tuple[str, ...]:

@@ -155,6 +155,7 @@ def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
     Raises:
         CptError: see `errors`.
     """
+    preflight.check_tokenizing(plan_run(config, environ))
     _stage(plan_run(config, environ), show)
     plan = plan_run(config, environ)
     if plan.tokens is None:

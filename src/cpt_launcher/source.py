@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ _VERSIONS = (
     "generation",
     "blob_id",
 )
+
+
+_USERINFO = re.compile(r"(\w+://)[^/\s'\"@]*@")
+_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\")]*")
+
+
+def shown(text: str) -> str:
+    """Text with the URLs in it as they may be seen: without user, password and query, where signatures stand."""
+    return _QUERY.sub(r"\1", _USERINFO.sub(r"\1", text))
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ def version(url: str) -> Version:
         raise unreadable(url, error) from None
     marks = [f"{name}={info[name]}" for name in _VERSIONS if info.get(name)]
     size = info.get("size")
-    return Version(url, size, f"{url} {size} {' '.join(marks)}" if marks and size is not None else None)
+    return Version(url, size, f"{shown(url)} {size} {' '.join(marks)}" if marks and size is not None else None)
 
 
 def version_if_there(url: str) -> Version | None:
@@ -75,7 +85,9 @@ def upload(path: str, url: str) -> None:
         system.put_file(path, target)
     except failures() as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StorageError(Problem(f"cannot write ({reason})", url, "check the bucket and your credentials")) from None
+        raise StorageError(
+            Problem(f"cannot write ({shown(reason)})", shown(url), "check the bucket and your credentials")
+        ) from None
 
 
 def files(url: str) -> list[tuple[str, str]]:
@@ -132,12 +144,18 @@ def failures() -> tuple[type[Exception], ...]:
 def _system(url: str) -> tuple[Any, str]:
     import fsspec  # not at the top: it brings the network libraries with it
 
+    options: dict[str, Any] = {}
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        if url.startswith(("http://", "https://")):
+            import aiohttp
+
+            # Its default ends every download after five minutes.
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+        system, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         extra = EXTRAS.get(url.partition("://")[0])
         hint = f"pip install 'cpt-launcher[{extra}]'" if extra else "use https://, s3://, gs://, hf:// or a path"
-        raise DataError(Problem(f"cannot read from there: {error}", url, hint)) from None
+        raise DataError(Problem(f"cannot read from there: {shown(str(error))}", shown(url), hint)) from None
     return system, path
 
 
@@ -146,4 +164,11 @@ def unreadable(url: str, error: BaseException) -> DataError:
     while error.__cause__ is not None:  # fsspec reports a dead server as a missing file, the reason behind it
         error = error.__cause__
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return DataError(Problem(f"cannot read the data ({reason})", url, "check the entry's source and the network"))
+    hint = "check the entry's source and the network"
+    if "Compression type zstd" in reason:
+        hint = "pip install 'cpt-launcher[zst]'"
+    elif isinstance(error, EOFError | zlib.error) or type(error).__name__ in ("BadGzipFile", "ZstdError"):
+        hint = "the compressed file is damaged or cut short where it is: make or fetch it again"
+    elif isinstance(error, TimeoutError):
+        reason = f"{type(error).__name__}: nothing came for a minute"
+    return DataError(Problem(f"cannot read the data ({shown(reason)})", shown(url), hint))

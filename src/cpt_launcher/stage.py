@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cpt_launcher import corpus, dataset, disk, manifest, transfer
+from cpt_launcher import corpus, dataset, disk, manifest, registry, transfer
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.disk import Outcome
@@ -52,6 +52,7 @@ class Staged:
     text_bytes: int | None = None
     skipped: int = 0
     tokens: int | None = None
+    empty: int = 0
 
 
 Progress = Callable[[Copy, int, "int | None"], None]
@@ -80,18 +81,27 @@ def stage(
     disk.require_storage(storage)
     layout = Layout(storage, "")
     wanted = [piece for copy in copies for piece in _pieces(copy)]
+    dataset.refuse_collisions(wanted, layout.registry)
+    if not options.force:
+        registry.refuse_conflicts(layout, entries)
     for folder in {storage, layout.lock.parent, *(copy.target.parent for copy in wanted)}:
         disk.sweep(folder)
     stager = _Stager(layout, options, progress)
+    gone = stager.no_longer_there(wanted)
     done = []
     try:
         for copy in wanted:
             done.append(stager.one(copy))
             report(done[-1])
+        for path in gone:
+            disk.remove_tree(path)
+            done.append(Staged(str(path), "removed", 0, ""))
+            report(done[-1])
     finally:
-        manifest.add(layout, stager.fresh)
+        manifest.add(layout, stager.fresh, [stager.name(path) for path in gone if not path.exists()])
     if entries:
-        done.append(_merge_registry(layout, entries, force=options.force))
+        outcome, size = registry.merge(layout, entries, force=options.force)
+        done.append(Staged(str(layout.registry), outcome, size, "registry"))
         report(done[-1])
     return tuple(done)
 
@@ -105,22 +115,45 @@ class _Stager:
         self._known = manifest.read(layout)
         self._count = corpus.counter(options.tokenizer) if options.tokenizer else None
 
+    def name(self, target: Path) -> str:
+        return target.relative_to(self._layout.storage).as_posix()
+
+    def no_longer_there(self, copies: Sequence[Copy]) -> list[Path]:
+        """Files in the datasets' folders that their source folders have no more: LLaMA-Factory would go on training
+        on them.
+
+        Raises:
+            ConfigError: one that did not come from there.
+        """
+        wanted, gone = {copy.target for copy in copies}, []
+        for source, folder in dict.fromkeys(copy.shard_of for copy in copies if copy.shard_of):
+            for path in (path for path in dataset.shards(folder) if path not in wanted):
+                known = self._known.get(self.name(path))
+                if not self._options.force and (known is None or not known.source.startswith(source)):
+                    what = "a file in the dataset's folder is not of its source, and would be trained on"
+                    hint = "move it away, or remove it with cpt stage-data --force"
+                    raise ConfigError(Problem(what, str(path), hint))
+                gone.append(path)
+        return gone
+
     def one(self, copy: Copy) -> Staged:
         if copy.cloud is not None:
             return self._to_cloud(copy, copy.cloud)
-        name = copy.target.relative_to(self._layout.storage).as_posix()
+        name = self.name(copy.target)
         known = self._known.get(name)
-        trusted = known if known and known.source == copy.source and known.matches(copy.target) else None
+        trusted = known if known and known.source == copy.shown and known.matches(copy.target) else None
+        if trusted and trusted.column != copy.column:
+            trusted = None
         if trusted and self._count is not None and copy.column and trusted.tokens is None:
             trusted = None
         if trusted and self._options.verify and _sha256(copy.target) != trusted.sha256:
             trusted = None
-        if copy.is_remote and not self._options.refetch and copy.target.is_file():
+        if copy.is_remote and not self._options.refetch and copy.target.is_file() and (trusted or known is None):
             return _staged(copy, "identical", trusted)
         version = sources.version(copy.source)
         if trusted and version.stamp is not None and trusted.stamp == version.stamp:
             return _staged(copy, "identical", trusted)
-        foreign = copy.target.is_file() and (known is None or known.source != copy.source) and not self._options.force
+        foreign = copy.target.is_file() and (known is None or known.source != copy.shown) and not self._options.force
         if foreign and version.size is not None and version.size != copy.target.stat().st_size:
             raise _foreign(copy, known)
         return self._copy(copy, name, version, known if foreign else None, foreign=foreign)
@@ -128,13 +161,16 @@ class _Stager:
     def _copy(self, copy: Copy, name: str, version: sources.Version, known: Record | None, *, foreign: bool) -> Staged:
         disk.require_space(self._layout.storage, version.size or 0)
         quarantine = self._layout.quarantine / f"{name}.jsonl" if self._options.skip_bad and copy.column else None
-        before = _sha256(copy.target) if copy.target.is_file() else None
+        seen, before = _identity(copy.target), _sha256(copy.target) if copy.target.is_file() else None
         with transfer.transferred(
             copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
         ) as (
             part,
             done,
         ):
+            if _identity(copy.target) != seen:  # another staging was quicker; the part's lock keeps further ones out
+                before = _sha256(copy.target) if copy.target.is_file() else None
+                foreign = not self._options.force
             if done.sha256 == before:
                 part.discard()
             elif foreign:
@@ -151,7 +187,13 @@ class _Stager:
         known, there = self._known.get(cloud), sources.version_if_there(cloud)
         ours = known is not None and there is not None and known.target_stamp == there.stamp
         version = sources.version(copy.source)
-        if known and ours and known.source == copy.source and version.stamp and known.stamp == version.stamp:
+        if (
+            known
+            and ours
+            and (known.source, known.column) == (copy.shown, copy.column)
+            and version.stamp
+            and known.stamp == version.stamp
+        ):
             return _staged(copy, "identical", known)
         if there is not None and not ours and not self._options.force:
             raise _foreign(copy, known)
@@ -172,7 +214,7 @@ class _Stager:
 def _record(copy: Copy, version: sources.Version, done: transfer.Done, size: int, mtime_ns: int) -> Record:
     report = done.report
     return Record(
-        source=copy.source,
+        source=copy.shown,
         stamp=version.stamp,
         bytes=size,
         mtime_ns=mtime_ns,
@@ -182,13 +224,15 @@ def _record(copy: Copy, version: sources.Version, done: transfer.Done, size: int
         text_bytes=report.text_bytes if report else None,
         skipped=report.bad_count if report else 0,
         tokens=report.counted if report and report.count else None,
+        column=copy.column,
+        empty=report.empty_count if report else 0,
     )
 
 
 def _staged(copy: Copy, outcome: Outcome, record: Record | None) -> Staged:
-    seen = (record.documents, record.text_bytes, record.skipped, record.tokens) if record else ()
+    seen = (record.documents, record.text_bytes, record.skipped, record.tokens, record.empty) if record else ()
     size = record.bytes if record else copy.target.stat().st_size
-    return Staged(copy.place, outcome, size, copy.source, *seen)
+    return Staged(copy.place, outcome, size, copy.shown, *seen)
 
 
 def _pieces(copy: Copy) -> list[Copy]:
@@ -196,7 +240,17 @@ def _pieces(copy: Copy) -> list[Copy]:
     if not copy.is_remote or not copy.source.endswith("/") or copy.cloud is not None:
         return [copy]
     found = sources.files(copy.source)
-    return [Copy(url, copy.target / dataset.plain_name(inner), copy.column) for url, inner in found]
+    whole = (sources.shown(copy.source), copy.target)
+    return [Copy(url, copy.target / dataset.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced or written to."""
+    try:
+        now = path.stat()
+    except OSError:
+        return None
+    return now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def _foreign(copy: Copy, known: Record | None) -> ConfigError:
@@ -211,27 +265,6 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(corpus.CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _merge_registry(layout: Layout, entries: Mapping[str, Mapping[str, object]], *, force: bool) -> Staged:
-    """Entries into the storage's registry under its lock; those of other people stay as they are."""
-    with disk.lock(layout.lock):
-        known = {}
-        if layout.registry.is_file():
-            known = {name: dict(entry.fields) for name, entry in dataset.read_registry(layout.registry).items()}
-        other = [name for name, entry in entries.items() if name in known and known[name] != entry]
-        if other and not force:
-            hint = "give yours another name, or overwrite it with cpt stage-data --force"
-            raise ConfigError(
-                *(Problem(_differs(name, known[name], entries[name]), str(layout.registry), hint) for name in other)
-            )
-        text = json.dumps({**known, **entries}, indent=2, ensure_ascii=False) + "\n"
-        return Staged(str(layout.registry), disk.write_text(layout.registry, text), len(text.encode()), "registry")
-
-
-def _differs(name: str, theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
-    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-    return f"the storage's registry has another entry '{name}': it differs in {', '.join(keys)}"
 
 
 def as_json(staged: Sequence[Staged]) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from cpt_launcher import progress
-from cpt_launcher.corpus import estimated_tokens
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError
 from cpt_launcher.plan import Plan
+from cpt_launcher.records import estimated_tokens
 from cpt_launcher.stage import Progress, Staged
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def staged(item: Staged) -> None:
         tokens = estimate if item.tokens is None else f"{item.tokens:,} tokens"
         seen = f" ({item.documents:,} documents, {tokens})"
     skipped = f"; {item.skipped:,} bad records left out, see .cpt/quarantine" if item.skipped else ""
-    note(f"{item.outcome:9} {item.path}{seen}{skipped}")
+    empty = f"; {item.empty:,} without text" if item.empty else ""
+    note(f"{item.outcome:9} {item.path}{seen}{skipped}{empty}")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from cpt_launcher import corpus, disk
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import COMPRESSED, Copy
 from cpt_launcher.errors import DataError, Problem
+from cpt_launcher.records import Report
 from cpt_launcher.source import Version
 
 
@@ -32,7 +33,7 @@ class Done:
 
     size: int
     sha256: str
-    report: corpus.Report | None
+    report: Report | None
     resumed_at: int
 
 
@@ -75,21 +76,21 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
             flow.take(chunk, write=False)
         start = flow.received
         stream = stack.enter_context(sources.open_at(copy.source, start))
-        while chunk := _read(stream, copy.source):
+        while chunk := _read(stream, copy.source, resumable=part.stamp is not None):
             flow.take(chunk, write=True)
             progress(flow.received)
         flow.end()
     if version.size is not None and not copy.source.endswith(COMPRESSED) and flow.received != version.size:
         what = f"the source ended after {flow.received:,} of {version.size:,} bytes"
-        raise _BrokenOffError(Problem(what, copy.source, "the same command goes on from there"))
+        raise _BrokenOffError(Problem(what, copy.shown, "the same command goes on from there"))
     if sources.version(copy.source).stamp != version.stamp:
-        raise DataError(Problem("the source changed while it was read", copy.source, "start again"))
+        raise DataError(Problem("the source changed while it was read", copy.shown, "start again"))
     with disk.storage_errors(copy.target):
         part.file.flush()
     report = flow.report()
     if report is not None and report.problems() and (quarantine is None or not report.documents):
         named = [
-            Problem(p.what, p.where.replace(str(report.path), copy.source), p.hint, p.rule) for p in report.problems()
+            Problem(p.what, p.where.replace(str(report.path), copy.shown), p.hint, p.rule) for p in report.problems()
         ]
         raise DataError(*named)
     return Done(flow.written, flow.digest.hexdigest(), report, start)
@@ -115,6 +116,8 @@ class _Flow:
     def take(self, chunk: bytes, *, write: bool) -> None:
         """The next bytes of the source; `write` is off for those that are in the part already."""
         if self.received == 0:
+            if wrong := corpus.wrong_start(self._copy.target.suffix, chunk):
+                raise DataError(Problem(wrong, self._copy.shown, "is it the right file?", "data-record"))
             self._checker = self._new_checker(chunk[:1024])
         self.received += len(chunk)
         kept = chunk
@@ -133,7 +136,7 @@ class _Flow:
         self._wait()
         self._pool.shutdown()
 
-    def report(self) -> corpus.Report | None:
+    def report(self) -> Report | None:
         """What was seen in it; files that are not line-wise are read once more for that, from the part."""
         suffix = self._copy.target.suffix
         if self._copy.column is None or not corpus.is_readable(suffix):
@@ -147,7 +150,7 @@ class _Flow:
         if column is None or not corpus.is_line_wise(suffix, start):
             return None
         return corpus.Checker(
-            Path(self._copy.source), column, plain=suffix == ".txt", reject=self._reject, count=self._count
+            Path(self._copy.shown), column, plain=suffix == ".txt", reject=self._reject, count=self._count
         )
 
     def _hand_over(self, data: bytes, *, write: bool) -> None:
@@ -171,18 +174,22 @@ def _quarantined(path: Path) -> Iterator[Callable[[int, str, bytes], None]]:
     """A file for what was left out: line number, reason and text of each record."""
     if path.exists():
         disk.set_aside(path)
-    with disk.append_to(path) as file:
+    with contextlib.ExitStack() as stack:
+        opened: list[IO[bytes]] = []
 
         def reject(line: int, reason: str, raw: bytes) -> None:
+            if not opened:
+                opened.append(stack.enter_context(disk.append_to(path)))
             record = {"line": line, "reason": reason, "raw": raw.decode("utf-8", "replace")}
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            opened[0].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
         yield reject
 
 
-def _read(stream: IO[bytes], url: str) -> bytes:
+def _read(stream: IO[bytes], url: str, *, resumable: bool) -> bytes:
     try:
         return stream.read(corpus.CHUNK)
     except sources.failures() as error:
-        reason = sources.unreadable(url, error).problems[0].what
-        raise _BrokenOffError(Problem(reason, url, "the same command goes on from there")) from None
+        problem = sources.unreadable(url, error).problems[0]
+        hint = "the same command goes on from there" if resumable else problem.hint
+        raise _BrokenOffError(Problem(problem.what, problem.where, hint)) from None

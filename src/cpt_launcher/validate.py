@@ -59,8 +59,12 @@ def validate(paths: Sequence[Path], options: Options) -> Report:
     checker = _Checker(options)
     for path in paths:
         if path.is_dir() and not path.is_symlink():
+            before = checker.files, len(checker.found)
             for inner in _walk(path, checker):
                 checker.check(inner, named=False)
+            if (checker.files, len(checker.found)) == before:
+                hint = "name a folder with configs, DeepSpeed JSONs or a dataset registry"
+                checker.add(Problem("nothing in this folder is known to cpt", f"{path}:1:1", hint, "unknown-file"))
         else:
             checker.check(path, named=True)
     return Report(checker.files, ordered(checker.found), list(dict.fromkeys(checker.notes)))

@@ -6,6 +6,7 @@ a key given twice is an error, and `1e-4` is a number (PyYAML follows YAML 1.1, 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,26 @@ def read(path: Path, *, yaml11: bool = False) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(_unreadable(f"not UTF-8 text (byte {error.start})", path, "save it as UTF-8")) from None
+    if path.suffix == ".json":
+        text = _json(text, path)
     return parse(text, path, yaml11=yaml11)
+
+
+def _json(text: str, path: Path) -> str:
+    """JSON text that is YAML too, with every place where it was. YAML would let commas and comments pass that JSON's
+    readers refuse, and refuses tabs, which in JSON stand only between values.
+    """
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text.strip() or error.msg == "Extra data":
+            return text  # an empty file, or JSON lines: data
+        hint = "JSON takes no comments and no comma after the last item"
+        where = f"{path}:{error.lineno}:{error.colno}"
+        raise ConfigError(Problem(f"not valid JSON: {error.msg}", where, hint, "yaml-syntax")) from None
+    except (ValueError, RecursionError):
+        return text  # a number too long, or nesting too deep: said by `parse`, with its place
+    return text.replace("\t", " ")
 
 
 def _unreadable(what: str, path: Path, hint: str) -> Problem:
