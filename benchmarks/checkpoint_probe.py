@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from cpt_launcher.ray_worker import CALLBACKS, AfterImport
+from cpt_launcher.after_import import AfterImport
+from cpt_launcher.ray_worker import CALLBACKS
 
 
 def setup() -> None:
-    sys.meta_path.insert(0, AfterImport(CALLBACKS, _measure))
+    AfterImport.install(CALLBACKS, _measure)
 
 
 def _measure(module: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cpt_launcher import __version__, cli, schema
+from cpt_launcher import __version__, cli, preflight, schema
 
 from .conftest import REPOSITORY, Outcome
 
@@ -38,7 +38,7 @@ def test_every_command_and_option_is_documented() -> None:
     for title, text in re.findall(r"^### (`cpt .*?)$(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE):
         sections |= dict.fromkeys(re.findall(r"`cpt ([\w-]+)", title), title + text)
     assert set(sections) == set(commands)
-    assert len(sections) == 13
+    assert len(sections) == 16
     for name, command in commands.items():
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert {option for option in options if option not in sections[name]} == set()
@@ -63,6 +63,7 @@ def test_the_failures_page_names_only_rules_that_exist() -> None:
     named = {
         name for row in page.splitlines() for name in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row.rpartition(" | ")[2])
     }
-    assert named <= set(schema.rules())
+    causes = {row["id"] for row in json.loads((Path(schema.__file__).parent / "data" / "causes.json").read_text())}
+    assert named <= {*schema.rules(), *preflight.names(), *causes}
     rows = [number for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in cell.split(", ")]
     assert sorted(map(int, rows)) == list(range(1, 103))

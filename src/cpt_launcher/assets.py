@@ -37,9 +37,9 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parents[1] / folder
 
 
-def template(name: str) -> Path:
+def template(name: str, ending: str = ".yaml.j2") -> Path:
     """The template called `name`: a file of the user's if it ends in `.j2`, else a shipped one."""
-    return Path(name) if name.endswith(".j2") else _PACKAGE / "templates" / f"{name}.yaml.j2"
+    return Path(name) if name.endswith(".j2") else _PACKAGE / "templates" / f"{name}{ending}"
 
 
 def search_path(folder: str, config: Path | None = None) -> tuple[Path, ...]:

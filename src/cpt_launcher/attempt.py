@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cpt_launcher import checkpoints, cluster, disk, hook, launch, preflight, results, stage
 from cpt_launcher.explain import Failure, explain
@@ -40,7 +40,8 @@ class Ended:
 @dataclass(frozen=True)
 class Attempt:
     """A training that can be tried more than once. `marked`: its workers mark complete checkpoints. `strict`: those
-    that are there were marked as well, so one without a marker is not complete.
+    that are there were marked as well, so one without a marker is not complete. `settings`: more variables for the
+    workers.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class Attempt:
     marked: bool
     secrets_key: str | None
     strict: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def make_room(self, *, disk_full: bool = False) -> None:
         """LLaMA-Factory resumes from the newest checkpoint, complete or not, and refuses an output folder that holds
@@ -81,10 +83,19 @@ class Attempt:
         program = preflight.executable(plan.argv[0], self.environ) or plan.argv[0]
         env = {key: value for key, value in self.environ.items() if key not in UNSET} | dict(plan.env)
         env |= cluster.alone(self.environ)
-        if self.marked:
-            env |= hook.job_config(self.environ, keep=plan.keep, secrets_key=self.secrets_key)
-        self.show.step(f"starts {' '.join(plan.argv)}")
         began, before = time.time(), self._newest_step()
+        env |= self.settings
+        if self.marked:
+            counts = plan.layout.token_counts / f"{began:.0f}.jsonl"
+            disk.touch(counts)
+            env |= hook.job_config(
+                self.environ,
+                keep=plan.keep,
+                secrets_key=self.secrets_key,
+                tokens=str(counts),
+                settings=self.settings,
+            )
+        self.show.step(f"starts {' '.join(plan.argv)}")
         with watch.files():
             exited = launch.run((program, *plan.argv[1:]), env, watch.line, watch.tick)
             watch.finish()

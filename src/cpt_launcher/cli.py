@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import __version__, assets, cli_runs, disk, launch, reader, terminal
+from cpt_launcher import __version__, assets, cli_models, cli_runs, disk, launch, reader, terminal
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
-from cpt_launcher.errors import ConfigError, CptError, InterruptedRunError, Problem
+from cpt_launcher.errors import ConfigError, CptError, Problem
 
 app = typer.Typer(
     name="cpt",
@@ -151,7 +149,7 @@ def stage_data(
     """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
     target, copies, entries = _staging(config, storage)
     options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
-    with _interruptible(), terminal.bar() as progress:
+    with launch.interruptible(), terminal.bar() as progress:
         staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
     if as_json:
         typer.echo(staging.as_json(staged))
@@ -167,7 +165,7 @@ def fetch_model(
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
-    with _interruptible():
+    with launch.interruptible():
         fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
 
 
@@ -181,7 +179,7 @@ def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")],
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
     _check(config, overrides or [])
-    with _interruptible(), live.show(raw=False) as show:
+    with launch.interruptible(), live.show(raw=False) as show:
         runs.tokenize(loaded, os.environ, show)
 
 
@@ -205,6 +203,7 @@ def demo(
 
 
 cli_runs.register(app)
+cli_models.register(app)
 
 
 def _train(
@@ -215,19 +214,9 @@ def _train(
     from cpt_launcher import run as runs
 
     options = runs.Options(fresh, retries, skip)
-    with _interruptible(), live.show(raw=raw) as show:
+    with launch.interruptible(), live.show(raw=raw) as show:
         done = runs.run(config, os.environ, show, options)
     terminal.report(*done)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """An interruption that nothing else takes care of is one of the contract's endings."""
-    try:
-        with launch.signals_interrupt():
-            yield
-    except KeyboardInterrupt:
-        raise InterruptedRunError(Problem("interrupted", "", "the same command goes on where it was")) from None
 
 
 def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:

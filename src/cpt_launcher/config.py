@@ -13,7 +13,7 @@ Cluster = Literal["auto", "anyscale", "ray"]
 
 LAUNCHER_KEYS = (
     "template", "name", "storage", "model", "dataset", "deepspeed", "resources", "secrets", "env", "tracking",
-    "keep", "retries", "train",
+    "keep", "retries", "eval", "train",
 )  # fmt: skip
 # LLaMA-Factory's arguments that the launcher writes itself, and the key of ours that each comes from.
 OWNED = MappingProxyType({
@@ -58,6 +58,14 @@ class Mlflow:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What is held out: a share of the documents, or datasets of their own."""
+
+    share: float | None = None
+    datasets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A launcher config, complete and typed. `train` holds LLaMA-Factory's arguments word for word; `keep` is how many
     complete checkpoints stay (0: all), `retries` how often a failed training is started again.
@@ -76,6 +84,7 @@ class RunConfig:
     mlflow: Mlflow | None = None
     keep: int = 0
     retries: int = 0
+    evaluation: Evaluation | None = None
     train: Mapping[str, object] = field(default_factory=dict)
 
 

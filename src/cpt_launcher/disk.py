@@ -52,12 +52,16 @@ def require_space(folder: Path, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> Outcome:
-    """Write a text file by rename; an identical one is left untouched.
+    """Write a text file; see `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> Outcome:
+    """Write a small file by rename; an identical one is left untouched.
 
     Raises:
         StorageError: it cannot be written.
     """
-    data = text.encode("utf-8")
     with storage_errors(path):
         before = path.read_bytes() if path.is_file() else None
         if before == data:
@@ -80,6 +84,18 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have the disk take every file below a folder."""
+    with storage_errors(folder):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
 
 
 def rename(path: Path, target: Path) -> None:

@@ -14,13 +14,17 @@ from cpt_launcher.layout import Layout
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its record, its events of every kind that matters, newest last."""
+    """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
+    went on after an end.
+    """
 
     layout: Layout
     record: Mapping[str, object]
     steps: tuple[progress.Event, ...]
     phase: str
     saved: progress.Event | None
+    evals: tuple[progress.Event, ...] = ()
+    restarts: tuple[int, ...] = ()
 
     @property
     def state(self) -> str:
@@ -80,19 +84,29 @@ def load(layout: Layout) -> Run:
         NotReadyError: run.json cannot be read.
     """
     steps: list[progress.Event] = []
-    phase, saved = "", None
+    evals: dict[int, progress.Event] = {}
+    restarts: list[int] = []
+    phase, saved, ended = "", None, False
     for event in events(layout):
         kind = event.get("event")
         if kind == "step":
             phase = "training"
             while steps and steps[-1]["step"] >= event["step"]:  # type: ignore[operator]
                 steps.pop()  # done again after a restart
+            if ended and steps:
+                restarts.append(int(str(steps[-1]["step"])))
+            ended = False
             steps.append(event)
+        elif kind == "eval":
+            evals[int(str(event["step"]))] = event
+        elif kind == "end":
+            ended = True
         elif kind == "phase":
             phase = str(event.get("phase"))
         elif kind == "checkpoint":
             saved = event
-    return Run(layout, record.read(layout) or {}, tuple(steps), phase, saved)
+    known = record.read(layout) or {}
+    return Run(layout, known, tuple(steps), phase, saved, tuple(evals[at] for at in sorted(evals)), tuple(restarts))
 
 
 def events(layout: Layout) -> Iterator[progress.Event]:

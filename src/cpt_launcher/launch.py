@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from cpt_launcher.errors import InterruptedRunError, Problem
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -30,10 +32,15 @@ class Exit:
 
 
 def run(
-    argv: Sequence[str], env: Mapping[str, str], sink: Callable[[str], None], tick: Callable[[], None] = lambda: None
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    sink: Callable[[str], None],
+    tick: Callable[[], None] = lambda: None,
+    *,
+    given: str = "",
 ) -> Exit:
     """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty
-    times a second. SIGINT, SIGTERM and SIGHUP go on to it.
+    times a second. SIGINT, SIGTERM and SIGHUP go on to it. `given` is what it reads on stdin.
     """
     _adopt_orphans()
     mine = _children()
@@ -42,12 +49,13 @@ def run(
         subprocess.Popen(
             [sys.executable, "-m", "cpt_launcher.guard", *argv],
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         ) as process,
     ):
+        _give(process, given)
         pump = threading.Thread(target=_pump, args=(process, sink), daemon=True)
         pump.start()
         while process.poll() is None:
@@ -58,6 +66,13 @@ def run(
         pump.join(timeout=5)
         tick()
     return Exit(process.returncode, signals.first)
+
+
+def _give(process: subprocess.Popen[bytes], text: str) -> None:
+    assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.write(text.encode())
+        process.stdin.close()
 
 
 def guard(argv: Sequence[str]) -> int:
@@ -128,6 +143,20 @@ def signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interruptible(next_step: str = "the same command goes on where it was") -> Iterator[None]:
+    """An interruption that nothing else takes care of is one of the contract's endings.
+
+    Raises:
+        InterruptedRunError: a signal came.
+    """
+    try:
+        with signals_interrupt():
+            yield
+    except KeyboardInterrupt:
+        raise InterruptedRunError(Problem("interrupted", "", next_step)) from None
 
 
 def ask(*argv: str) -> str | None:

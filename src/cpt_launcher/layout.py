@@ -75,6 +75,20 @@ class Layout:
         return self.run_dir / "cpt" / "heartbeat"
 
     @property
+    def token_counts(self) -> Path:
+        """A file for each attempt that tokenised."""
+        return self.run_dir / "cpt" / "tokens"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.run_dir / "cpt" / "loss.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `cpt eval` found."""
+        return self.run_dir / "cpt" / "eval.json"
+
+    @property
     def run_lock(self) -> Path:
         return self.run_dir / "cpt" / "lock"
 

@@ -29,7 +29,7 @@ def show(*, raw: bool) -> Iterator[Show]:
 
 
 def _line(event: Event, _: Progress) -> None:
-    if event["event"] in ("phase", "step", "checkpoint"):
+    if event["event"] in ("phase", "step", "eval", "checkpoint"):
         terminal.note(progress.describe(event))
 
 
@@ -49,7 +49,7 @@ class _View:
         self.began = time.monotonic()
         self.state: Progress | None = None
         self.figures = ""
-        self.saved = ""
+        self.saved = self.held_out = ""
         self.left: float | None = None
 
     def event(self, event: Event, state: Progress) -> None:
@@ -58,6 +58,8 @@ class _View:
             self.figures = progress.figures(event).rpartition("  ")[0] or progress.figures(event)
             left = event.get("seconds_left")
             self.left = left if isinstance(left, int | float) else None
+        elif event["event"] == "eval":
+            self.held_out = f"  held out {event['loss']:.4f}"
         elif event["event"] == "checkpoint":
             self.saved = f"  saved {event['step']}"
         elif event["event"] == "end":
@@ -76,4 +78,4 @@ class _View:
         left = f"{progress.duration(self.left)} left" if self.left is not None else ""
         bar = ProgressBar(total=state.total or 1, completed=state.step, width=30)
         row.add_row(Text(state.phase), bar, f"{state.step}/{state.total or '?'}", left, f"({since})")
-        return Group(row, Text(f"{self.figures}{self.saved}"))
+        return Group(row, Text(f"{self.figures}{self.held_out}{self.saved}"))

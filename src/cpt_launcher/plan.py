@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cpt_launcher import assets, dataset, schema, tokenized
+from cpt_launcher import assets, dataset, derive, manifest, schema, tokenized
 from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
@@ -50,6 +50,7 @@ class Plan:
     tracked: bool = False
     keep: int = 0
     retries: int = 0
+    packing: derive.Packing | None = None
 
 
 def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:
@@ -62,7 +63,9 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     if isinstance(config, PlainConfig):
         return _plain(config)
     layout = Layout(config.storage, run or config.name)
-    entries = dataset.find(config.datasets, assets.search_path(assets.DATASETS, config.path), config.storage)
+    held_out = config.evaluation.datasets if config.evaluation else ()
+    names = dict.fromkeys((*config.datasets, *held_out))
+    entries = dataset.find(tuple(names), assets.search_path(assets.DATASETS, config.path), config.storage)
     deepspeed = deepspeed_file(config)
     staged_deepspeed = config.storage / deepspeed.name if deepspeed else None
     if layout.fetched(config.model):
@@ -71,6 +74,9 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
     copies = (*data, Copy(str(deepspeed), staged_deepspeed)) if deepspeed and staged_deepspeed else tuple(data)
     dataset.refuse_collisions(copies, layout.registry)
+    packing = _packing(config, layout, [entry for entry in entries if entry.name in config.datasets])
+    chosen = packing.arguments if packing else {}
+    config = replace(config, train={**chosen, **derive.evaluation(config.evaluation, config.train), **config.train})
     staged = {entry.name: entry.staged(config.storage) for entry in entries}
     tokens = tokenized.key(layout, data, staged, config.model, config.train)
     if tokens and layout.tokenized_marker(tokens).is_file() and "tokenized_path" not in config.train:
@@ -94,7 +100,26 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         tracked=config.mlflow is not None,
         keep=config.keep,
         retries=config.retries,
+        packing=packing,
     )
+
+
+def _packing(config: RunConfig, layout: Layout, entries: Sequence[dataset.Entry]) -> derive.Packing | None:
+    """From what the manifest counted; None until all of the training data is staged."""
+    known = manifest.read(layout)
+    documents = text_bytes = 0
+    for entry in entries:
+        copies = dataset.copies(entry, config.storage)
+        prefix = (entry.cloud or entry.staged_name).rstrip("/")
+        found = [record for name, record in known.items() if name == prefix or name.startswith(f"{prefix}/")]
+        if not copies or not found or any(record.documents is None for record in found):
+            return None
+        own = sum(record.documents or 0 for record in found)
+        most = config.train.get("max_samples")
+        used = min(own, most) if isinstance(most, int) and most > 0 else own
+        documents += used
+        text_bytes += sum(record.text_bytes or 0 for record in found) * used // max(own, 1)
+    return derive.packing(config.train, documents, text_bytes)
 
 
 def plan_staging(config: RunConfig) -> tuple[Copies, Entries]:

@@ -1,12 +1,14 @@
 """What a training is doing, from what it prints and logs, as events; no effect of its own.
 
-An event is a mapping with `event` (`phase`, `step`, `checkpoint`, `restart` or `end`) and `time` (seconds since the
-epoch, when it was seen). Figures come from LLaMA-Factory's `trainer_log.jsonl` (train/callbacks.py, LogCallback).
+An event is a mapping with `event` (`phase`, `step`, `eval`, `checkpoint`, `restart` or `end`) and `time` (seconds
+since the epoch, when it was seen). Figures come from LLaMA-Factory's `trainer_log.jsonl` (train/callbacks.py,
+LogCallback).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ PHASES = tuple(
         (r"Loading dataset|Running tokenizer on dataset|Loaded tokenized dataset", "tokenising"),
         (r"loading weights file|Loading checkpoint shards|Instantiating \S+ model", "loading the model"),
         (r"\*{5} Running training \*{5}", "training"),
+        (r"\*{5} Running Evaluation \*{5}", "evaluating"),
         (r"Saving model checkpoint to|Saving the model checkpoint", "saving"),
         (r"\*{5} train metrics \*{5}", "finishing"),
     )
@@ -60,9 +63,11 @@ class Progress:
         return {"event": "phase", "time": now, "phase": phase}
 
     def row(self, text: str, now: float) -> Event | None:
-        """The step that a line of trainer_log.jsonl reports; None for other rows and for what is no row."""
+        """The step or evaluation in a line of trainer_log.jsonl; None for other rows and for what is no row."""
         row = parse(text)
         step, total, loss = row.get("current_steps"), row.get("total_steps"), row.get("loss")
+        if isinstance(step, int) and isinstance(row.get("eval_loss"), int | float):
+            return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
         if not isinstance(step, int) or not isinstance(loss, int | float):
             return None
         self.step, self.total = step, total if isinstance(total, int) else self.total
@@ -76,7 +81,7 @@ class Progress:
             if self.tokens_per_step:
                 event["tokens_per_second"] = round(self.tokens_per_step / per_step, 1)
                 event["tokens_per_second_per_worker"] = round(self.tokens_per_step / per_step / self.workers, 1)
-        resumed = self.phase in ("saving", *ORDER[:-1])
+        resumed = self.phase in ("saving", "evaluating", *ORDER[:-1])
         self.phase = "training" if resumed else self.phase
         return event
 
@@ -102,6 +107,8 @@ def describe(event: Mapping[str, object]) -> str:
     kind = event.get("event")
     if kind == "step":
         return f"step {event['step']}/{event.get('total') or '?'}  {figures(event)}"
+    if kind == "eval":
+        return f"held out at step {event['step']}: {held_out(event['loss'])}"
     if kind == "checkpoint":
         return f"saved checkpoint-{event['step']} ({size(event.get('bytes'))})"
     if kind == "restart":
@@ -119,6 +126,12 @@ def figures(event: Mapping[str, object]) -> str:
     if isinstance(left := event.get("seconds_left"), int | float):
         parts.append(f"{duration(left)} left")
     return "  ".join(parts)
+
+
+def held_out(loss: object) -> str:
+    """A mean loss per token, in nats, and its perplexity."""
+    assert isinstance(loss, int | float)
+    return f"loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):,.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -11,16 +11,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from cpt_launcher import token_count
+from cpt_launcher.after_import import AfterImport
+
 HOOK = "cpt_launcher.ray_worker.setup"
-KEEP, NEXT_HOOK, SECRETS_KEY = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY"
+KEEP, NEXT_HOOK, SECRETS_KEY, TOKENS = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY", "CPT_TOKENS"
 MARKER = "cpt-complete.json"
+INTEGRATIONS = "transformers.integrations.integration_utils"
 CALLBACKS = "ray.train.huggingface.transformers._transformers_utils"
 
 
@@ -30,7 +30,9 @@ def setup() -> None:
         from cpt_launcher.ray_cluster import receive
 
         os.environ.update(receive(key))
-    sys.meta_path.insert(0, AfterImport(CALLBACKS, _replace_on_save))
+    AfterImport.install(CALLBACKS, _replace_on_save)
+    AfterImport.install(INTEGRATIONS, _tolerate)
+    token_count.install(os.environ.get(TOKENS))
     if hook := os.environ.get(NEXT_HOOK):
         module, _, name = hook.rpartition(".")
         getattr(__import__(module, fromlist=[name]), name)()
@@ -134,33 +136,26 @@ def _barrier() -> None:
         torch.distributed.barrier()
 
 
-class AfterImport(MetaPathFinder):
-    """Does something to a module as soon as it is imported, so that no worker imports it for our sake."""
-
-    def __init__(self, name: str, act: Callable[[Any], None]) -> None:
-        self.name, self.act = name, act
-
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Acting(spec.loader, self.act)
-        return spec
-
-
-class _Acting(Loader):
-    def __init__(self, inner: Loader, act: Callable[[Any], None]) -> None:
-        self.inner, self.act = inner, act
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.inner.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.inner.exec_module(module)
-        self.act(module)
-
-
 def _replace_on_save(module: Any) -> None:
     module.RayTrainReportCallback.on_save = on_save
+
+
+def _tolerate(module: Any) -> None:
+    """MLflow's callback of transformers 4.52 raises where its server is gone, and would end the training."""
+    for name in ("setup", "on_log", "on_train_end"):
+        setattr(module.MLflowCallback, name, _surviving(getattr(module.MLflowCallback, name)))
+
+
+def _surviving(inner: Callable[..., None]) -> Callable[..., None]:
+    def call(self: Any, *arguments: Any, **named: Any) -> None:
+        if getattr(self, "_cpt_lost", False):
+            return
+        try:
+            inner(self, *arguments, **named)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._cpt_lost = self._initialized = True
+            self._auto_end_run = False
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            sys.stderr.write(f"cpt: MLflow is lost, and the training goes on without it ({reason})\n")
+
+    return call

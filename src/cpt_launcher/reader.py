@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from cpt_launcher import assets, yamlfile
-from cpt_launcher.config import LAUNCHER_KEYS, OWNED, SECRET_NAME, Mlflow, PlainConfig, Resources, RunConfig
+from cpt_launcher.config import LAUNCHER_KEYS, OWNED, SECRET_NAME, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.values import Values
 from cpt_launcher.yamlfile import Document
-
-T = TypeVar("T")
 
 PLAIN_SIGNS = ("stage", "model_name_or_path")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_TYPE_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "a mapping", list: "a list"}
 
 
 def read(path: Path, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> RunConfig | PlainConfig:
@@ -109,13 +104,8 @@ def _leaves(value: object, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ..
     return [(at, value)]
 
 
-class _Reader:
-    """Takes typed values out of a document and collects every problem on the way."""
-
-    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
-        self.document = document
-        self.environ = environ
-        self.problems: list[Problem] = []
+class _Reader(Values):
+    """Takes a config out of a document."""
 
     def run_config(self, values: dict[str, object]) -> RunConfig:
         self._known(values, LAUNCHER_KEYS, ())
@@ -133,69 +123,16 @@ class _Reader:
             mlflow=self._mlflow(values),
             keep=self._count(values, "keep", "keep: 2 keeps the two newest complete checkpoints; 0 keeps all"),
             retries=self._count(values, "retries", "retries: 3 starts a failed training again, three times at most"),
+            evaluation=self._evaluation(values),
             train=self._train(values),
         )
         if self.problems:
             raise ConfigError(*self.problems)
         return config
 
-    def _add(self, what: str, key: tuple[str | int, ...], hint: str = "", rule: str = "wrong-value") -> None:
-        self.problems.append(Problem(what, self.document.where(*key), hint, rule))
-
-    def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> None:
-        for key in values:
-            if key in known:
-                continue
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the keys here are {', '.join(known)}"
-            if not at and not near:
-                hint += f". LLaMA-Factory's own arguments go under train: (train.{key})"
-            self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint, "unknown-key")
-
-    def _take(self, values: Mapping[str, object], key: str, kind: type[T], default: T, *at: str) -> T:
-        """The value of `key` if it is of `kind`; otherwise a problem is noted and the default stands in."""
-        value = values.get(key)
-        if value is None:
-            return default
-        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-        name = ".".join((*at, key))
-        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key), rule="wrong-type")
-        return default
-
-    def _count(self, values: Mapping[str, object], key: str, hint: str) -> int:
-        count = self._take(values, key, int, 0)
-        if count < 0:
-            self._add(f"{key} cannot be {count}", (key,), hint, "out-of-range")
-        return count
-
-    def _required(self, values: Mapping[str, object], key: str, hint: str) -> str:
-        if values.get(key) in (None, ""):
-            self._add(f"'{key}' is missing", (key,), hint, "missing-key")
-            return ""
-        return self._take(values, key, str, "")
-
-    def _expanded(self, values: Mapping[str, object], key: str, *, required: bool = False) -> str:
-        """Text with `${VAR}` replaced from the environment; an unset variable is a problem."""
-        hints = {
-            "storage": "a folder that every worker can reach: storage: /mnt/cluster_storage",
-            "model": "a Hugging Face id or a folder: model: google/gemma-3-4b-pt",
-        }
-        text = self._required(values, key, hints[key]) if required else self._take(values, key, str, "")
-        for name in _VARIABLE.findall(text):
-            if not self.environ.get(name):
-                self._add(
-                    f"{key} names ${{{name}}}, which is not set", (key,), f"export {name}=... first", "unset-variable"
-                )
-        path = _VARIABLE.sub(lambda match: self.environ.get(match[1], ""), text)
-        if "\0" in path or len(path) > 4000 or any(len(part) > 255 for part in path.split("/")):
-            self._add(f"{key} cannot be a path", (key,), hints[key])
-            return ""
-        return path
-
     def _name(self, values: Mapping[str, object]) -> str:
         name = self._required(values, "name", "the run's name, a folder under the storage: name: my_first_run")
-        if name and (not _RUN_NAME.fullmatch(name) or name == "models"):
+        if name and (not _RUN_NAME.fullmatch(name) or name in ("models", "tokenized", "mlartifacts")):
             self._add(f"name {name!r} cannot be a run's folder", ("name",), "letters, digits, '.', '_' and '-'")
         return name
 
@@ -212,12 +149,12 @@ class _Reader:
         is_folder = text.startswith((".", "/", "~")) or text.count("/") > 1 or assets.is_dir(text)
         return str(assets.from_user(text)) if is_folder else text
 
-    def _datasets(self, values: Mapping[str, object]) -> tuple[str, ...]:
+    def _datasets(self, values: Mapping[str, object], *at: str) -> tuple[str, ...]:
         raw = values.get("dataset")
         names = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else raw
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             hint = "an entry (or a list of entries) of dataset_info.json: dataset: my_cpt_c4"
-            self._add("'dataset' must name one or more registry entries", ("dataset",), hint)
+            self._add("'dataset' must name one or more registry entries", (*at, "dataset"), hint)
             return ()
         return tuple(names)
 
@@ -283,6 +220,24 @@ class _Reader:
         uri = self._take(raw, "uri", str, "", "tracking", "mlflow")
         experiment = self._take(raw, "experiment", str, "", "tracking", "mlflow")
         return Mlflow(uri or None, experiment or None)
+
+    def _evaluation(self, values: Mapping[str, object]) -> Evaluation | None:
+        """A share of each corpus, or datasets of their own."""
+        if values.get("eval") in (None, "none"):
+            return None
+        raw: dict[str, object] = self._take(values, "eval", dict, {})
+        self._known(raw, ("share", "dataset"), ("eval",))
+        if ("share" in raw) == ("dataset" in raw):
+            hint = "eval: {share: 0.01} holds one document in a hundred out, eval: {dataset: my_test} takes another one"
+            self._add("eval needs either share or dataset", ("eval",), hint)
+            return None
+        if "dataset" in raw:
+            return Evaluation(datasets=self._datasets(raw, "eval"))
+        share = raw["share"]
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 0.5:
+            self._add(f"eval.share cannot be {share!r}", ("eval", "share"), "a part of one: 0.01", "out-of-range")
+            return None
+        return Evaluation(share=float(share))
 
     def _train(self, values: Mapping[str, object]) -> dict[str, object]:
         train: dict[str, object] = self._take(values, "train", dict, {})

@@ -43,7 +43,8 @@ class Record:
     """The content of run.json: what it takes to do the run again. Times are ISO 8601 in UTC.
 
     `arguments` is the user's command line, `command` the training process's. `data` maps staged files to their sha256.
-    `checkpoints`: `marked` where the workers mark complete ones, `copied` where Ray copies them its own way.
+    `checkpoints`: `marked` where the workers mark complete ones, `copied` where Ray copies them its own way. `tokens`:
+    what came of the documents, where the workers counted.
     """
 
     run: str
@@ -70,6 +71,8 @@ class Record:
     device: str = "gpu"
     gpus: tuple[str, ...] = ()
     tokens_per_step: int = 0
+    tokens: Mapping[str, object] | None = None
+    mlflow_run: str | None = None
     git: Mapping[str, object] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     python: str = platform.python_version()
@@ -77,7 +80,13 @@ class Record:
 
 
 def start(
-    plan: Plan, *, marked: bool, arguments: Sequence[str], git: Mapping[str, object] | None, data: Mapping[str, str]
+    plan: Plan,
+    *,
+    marked: bool,
+    arguments: Sequence[str],
+    git: Mapping[str, object] | None,
+    data: Mapping[str, str],
+    mlflow_run: str | None = None,
 ) -> Record:
     """Write the record of a run that is about to start."""
     config = plan.config.read_bytes()
@@ -102,6 +111,7 @@ def start(
         device=plan.device,
         gpus=gpu_names(),
         tokens_per_step=plan.tokens_per_step,
+        mlflow_run=mlflow_run,
         git=git,
         data=data,
         versions=versions(),
@@ -117,9 +127,16 @@ def restarted(layout: Layout, record: Record, cause: str, step: int) -> Record:
     return again
 
 
-def end(layout: Layout, record: Record, state: State, exit_code: int, cause: str | None = None) -> None:
+def end(
+    layout: Layout,
+    record: Record,
+    state: State,
+    exit_code: int,
+    cause: str | None = None,
+    tokens: Mapping[str, object] | None = None,
+) -> None:
     """Write how it ended."""
-    _write(layout, replace(record, state=state, ended=now(), exit_code=exit_code, cause=cause))
+    _write(layout, replace(record, state=state, ended=now(), exit_code=exit_code, cause=cause, tokens=tokens))
 
 
 def read(layout: Layout) -> dict[str, object] | None:

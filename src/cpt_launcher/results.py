@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +12,25 @@ from cpt_launcher import checkpoints
 
 @dataclass(frozen=True)
 class Results:
-    """A run's output: losses are means over `logging_steps` steps, as LLaMA-Factory logs them."""
+    """A run's output: losses are means over `logging_steps` steps, as LLaMA-Factory logs them. `base` and `trained` are
+    those on what was held out, before the first step and after the last; None where nothing was.
+    """
 
     steps: int
     first_loss: float
     last_loss: float
     checkpoints: tuple[Path, ...]
     plot: Path | None
+    base: float | None = None
+    trained: float | None = None
+    tokens: Mapping[str, object] | None = None
 
 
 def read(output: Path) -> Results | None:
     """The results under `output`; None where nothing was logged."""
-    points = [(point["current_steps"], point["loss"]) for point in _log(output) if "loss" in point]
+    rows = _log(output)
+    points = [(row["current_steps"], row["loss"]) for row in rows if "loss" in row]
+    held_out = {row["current_steps"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     if not points:
         return None
     plot = output / "training_loss.png"
@@ -32,6 +40,8 @@ def read(output: Path) -> Results | None:
         last_loss=points[-1][1],
         checkpoints=tuple(item.path for item in checkpoints.find(output) if item.complete),
         plot=plot if plot.is_file() else None,
+        base=held_out.get(0),
+        trained=held_out.get(points[-1][0]) if points[-1][0] else None,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpt_launcher import cluster, disk, launch, manifest, preflight, record, stage, tokenized
+from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage, token_count, tokenized
 from cpt_launcher.attempt import Attempt, Show
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
@@ -74,6 +74,8 @@ def run(
             raise _going_on(layout, "")
         plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
         plan = plan if options.retries is None else replace(plan, retries=options.retries)
+        if plan.packing:
+            show.step(str(plan.packing))
         show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
         handed = named(plan.secrets, environ)
         with cluster.holding(handed, environ) if ready.cluster and handed else contextlib.nullcontext() as key:
@@ -86,32 +88,39 @@ def _attempts(
     """Train, and after a failure that another try can mend, train on from the newest complete checkpoint."""
     before = record.read(plan.layout) or {}
     strict = before.get("checkpoints") == "marked"
-    attempt = Attempt(plan, environ, show, marked=marked, secrets_key=secrets_key, strict=strict)
+    earlier = before.get("mlflow_run")
+    mlflow_run = closing.open_tracking(plan, environ, earlier if isinstance(earlier, str) else None, show.step)
+    settings = closing.settings(mlflow_run, environ)
+    attempt = Attempt(plan, environ, show, marked=marked, secrets_key=secrets_key, strict=strict, settings=settings)
     attempt.make_room()
     ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in plan.copies}
     data = {path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours}
     arguments = [redact(text, values(plan.secrets, environ)) for text in sys.argv]
-    known = record.start(plan, marked=marked, arguments=arguments, git=_git(), data=data)
+    known = record.start(plan, marked=marked, arguments=arguments, git=_git(), data=data, mlflow_run=mlflow_run)
+
+    def end(state: record.State, code: int, cause: str | None = None) -> None:
+        closing.close(plan, environ, known, state, code, cause, show.step)
+
     for number in range(plan.retries + 1):
         ended = attempt.run()
         if ended.interrupted_by is not None:
-            record.end(plan.layout, known, "interrupted", InterruptedRunError.exit_code, ended.interrupted_by)
+            end("interrupted", InterruptedRunError.exit_code, ended.interrupted_by)
             raise _interrupted(plan, ended.interrupted_by, saved=attempt.saved())
         if ended.failure is None:
-            record.end(plan.layout, known, "finished", 0)
-            return ended.results
+            end("finished", 0)
+            return replace(ended.results, tokens=closing.tokens(plan.layout)) if ended.results else None
         again = number < plan.retries and _mendable(ended.failure, ended.steps)
         with contextlib.suppress(Exception) if again else contextlib.nullcontext():
             attempt.make_room(disk_full=ended.failure.rule == "disk-full")
         if not again:
-            record.end(plan.layout, known, "failed", TrainingError.exit_code, ended.failure.cause)
+            end("failed", TrainingError.exit_code, ended.failure.cause)
             raise _failed(plan, ended.failure, tried=number)
         wait = min(FIRST_WAIT * 2**number, LONGEST_WAIT)
         known = record.restarted(plan.layout, known, ended.failure.cause, ended.step)
         show.step(f"failed: {ended.failure.cause}")
         show.step(f"tries again in {wait:.0f} s ({number + 1} of {plan.retries})")
         if (signal := launch.pause(wait)) is not None:
-            record.end(plan.layout, known, "interrupted", InterruptedRunError.exit_code, signal.name)
+            end("interrupted", InterruptedRunError.exit_code, signal.name)
             raise _interrupted(plan, signal.name, saved=attempt.saved())
     raise AssertionError("the last attempt returns or raises")
 
@@ -176,10 +185,11 @@ def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
             raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", str(target)))
         return exited.code, list(lines)
 
+    if plan.packing:
+        show.step(str(plan.packing))
     show.step(f"tokenises {', '.join(config.datasets)} for {config.model}")
     made = tokenized.make(plan.layout, plan.tokens, plan.train_yaml, sys.executable, run_process)
-    end = made["end_of_text"]
-    show.step(f"created   {target} ({made['blocks']:,} blocks, {made['tokens']:,} tokens, documents end in {end})")
+    show.step(f"created   {target}: {token_count.describe(made)}")
 
 
 def _stage(plan: Plan, show: Show) -> None:

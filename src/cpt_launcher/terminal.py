@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from cpt_launcher import progress
+from cpt_launcher import plots, progress, token_count
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError
 from cpt_launcher.plan import Plan
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from cpt_launcher.checkpoints import Checkpoint
     from cpt_launcher.doctor import Item
+    from cpt_launcher.evaluation import Evaluation
+    from cpt_launcher.export import Exported
     from cpt_launcher.findings import Finding
     from cpt_launcher.history import Run
     from cpt_launcher.results import Results
@@ -35,11 +38,38 @@ def report(plan: Plan, results: Results | None) -> None:
         lines = [
             f"Run {plan.layout.run} finished: {results.steps} steps, "
             f"loss {results.first_loss:.4f} -> {results.last_loss:.4f}",
+            *_held_out(results),
+            *([f"  tokens       {token_count.describe(results.tokens)}"] if results.tokens else []),
             f"  model        {plan.output}",
             f"  checkpoints  {saved} (in the same folder)",
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
         ]
     typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+
+
+def _held_out(results: Results) -> list[str]:
+    if results.base is None or results.trained is None:
+        return []
+    base, trained = (progress.held_out(loss) for loss in (results.base, results.trained))
+    return [f"  held out     base model: {base}; trained: {trained}"]
+
+
+def exported(made: Exported) -> None:
+    """Where an export is, and what its check saw."""
+    lines = [f"Exported step {made.step} to {made.target}"]
+    if made.seen:
+        compared = f"{made.seen['compared']} tensors are the checkpoint's"
+        lines.append(f"  checked      loads; {compared}; {made.seen['parameters']:,} parameters, {made.seen['dtype']}")
+        lines.append(f"  generates    {made.seen['generated']!r}")
+    typer.echo("\n".join([*lines, f"  model card   {made.target}/README.md"]))
+
+
+def evaluated(result: Evaluation) -> None:
+    """Both models on the same tokens."""
+    rows = (("base model", result.base_loss), (f"step {result.step}", result.loss))
+    lines = [f"  {name:12} {progress.held_out(loss)}" for name, loss in rows]
+    verdict = "The training helped" if result.helped else "The training did not help"
+    typer.echo("\n".join([f"{verdict}, on {result.tokens:,} held-out tokens ({result.data}):", *lines]))
 
 
 def runs(found: Sequence[Run]) -> None:
@@ -79,7 +109,13 @@ def status(run: Run) -> None:
     lines.append(f"  started      {record.get('started')} on {record.get('host')} by {record.get('user')}")
     if record.get("ended"):
         lines.append(f"  ended        {record['ended']}, exit code {record.get('exit_code')}")
+    if isinstance(counted := record.get("tokens"), dict):
+        lines.append(f"  tokens       {token_count.describe(counted)}")
+    for event in [*run.evals[:1], *run.evals[1:][-1:]]:
+        lines.append(f"  held out     step {event['step']}: {progress.held_out(event['loss'])}")
     typer.echo("\n".join([*lines, f"  folder       {run.layout.run_dir}"]))
+    if sys.stdout.isatty():
+        typer.echo(plots.text(run, min(shutil.get_terminal_size().columns, 100)))
 
 
 def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:

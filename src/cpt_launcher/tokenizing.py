@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from cpt_launcher import token_count
+
 RESULT = "cpt-tokenized "
 # What asks for GPUs, a process group or a tracker at parse time, and does not change the tokens.
 _NOT_HERE = (
@@ -27,21 +29,25 @@ _NOT_HERE = (
 
 def main() -> None:
     """Tokenise what a training YAML would train on, and save it as LLaMA-Factory's `tokenized_path`."""
+    source, target = Path(sys.argv[1]), sys.argv[2]
+    counts = Path(f"{target}.counts")
+    token_count.install(str(counts))
+
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
-    source, target = Path(sys.argv[1]), sys.argv[2]
     arguments = yaml.safe_load(source.read_text(encoding="utf-8"))
     arguments = {key: value for key, value in arguments.items() if key not in _NOT_HERE}
-    arguments |= {"tokenized_path": target, "report_to": "none", "overwrite_output_dir": True}
+    arguments |= {"tokenized_path": target, "report_to": "none", "overwrite_output_dir": True, "overwrite_cache": True}
     model, data, training, _, _ = get_train_args(arguments)
     loaded = load_tokenizer(model)
     template = get_template_and_fix_tokenizer(loaded["tokenizer"], data)
     made = get_dataset(template, model, data, training, stage="pt", **loaded)
-    blocks = made["train_dataset"]
-    tokens = sum(len(row) for row in blocks["input_ids"]) if len(blocks) <= 100_000 else len(blocks) * data.cutoff_len
-    result = {"blocks": len(blocks), "tokens": tokens, "end_of_text": loaded["tokenizer"].eos_token}
+    result = token_count.total(counts.read_text(encoding="utf-8").splitlines())
+    counts.unlink()
+    if result is None or result["blocks"] != len(made["train_dataset"]):
+        raise RuntimeError(f"counted {result}, and there are {len(made['train_dataset'])} blocks")
     sys.stdout.write(f"\n{RESULT}{json.dumps(result)}\n")
 
 

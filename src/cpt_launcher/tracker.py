@@ -1,14 +1,62 @@
-"""Whether MLflow's server is there and lets this account in."""
+"""MLflow: whether its server lets this account in, and one MLflow run for each run, however often it is resumed."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from cpt_launcher.errors import Problem
 
 SECONDS = 5.0
+ARTIFACTS = "mlartifacts"
+# Its client's own patience is minutes long, and workers would wait for it.
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+
+def begin(uri: str, experiment: str, run: str, storage: Path, known: str | None, tags: Mapping[str, str]) -> str:
+    """The id of the MLflow run that belongs to a run: the one it had, else a new one under its name. With a database
+    on the storage, artifacts lie there too.
+
+    Raises:
+        Exception: MLflow's own, whatever is wrong with it.
+    """
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        place = (storage / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None
+        number = client.create_experiment(experiment, artifact_location=place)
+    else:
+        number = found.experiment_id
+    if known and any(item.info.run_id == known for item in client.search_runs([number])):
+        return known
+    return str(client.create_run(number, run_name=run, tags=dict(tags)).info.run_id)
+
+
+def finish(uri: str, run_id: str, state: str, files: Sequence[Path], values: Mapping[str, float]) -> None:
+    """Put the files with the run, and say how it ended.
+
+    Raises:
+        Exception: MLflow's own, whatever is wrong with it.
+    """
+    client = _client(uri)
+    for path in files:
+        if path.is_file():
+            client.log_artifact(run_id, str(path))
+    for name, value in values.items():
+        client.log_metric(run_id, name, value)
+    client.set_terminated(run_id, {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED"))
+
+
+def _client(uri: str) -> Any:
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
 
 
 def reach(environ: Mapping[str, str]) -> Problem | None:

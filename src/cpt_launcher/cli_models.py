@@ -1,0 +1,114 @@
+"""The commands that turn a run into something to use and to look at: export, eval, ui."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cpt_launcher import assets, history, launch, terminal, yamlfile
+from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
+Storage = Annotated[Path | None, typer.Option(help="The storage that a run's name is looked for on.")]
+Checkpoint = Annotated[str, typer.Option(help="last, best (by held-out loss), or a step.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def export(
+    run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="LLaMA-Factory's own export arguments: export_size=2."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The folder to make; absent or empty.")] = None,
+    checkpoint: Checkpoint = "last",
+    dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="auto: the checkpoint's.")] = "auto",
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Load it back, compare and generate.")] = True,
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a folder that transformers and vLLM load, from a run's final model or from a checkpoint."""
+    from cpt_launcher import export as exports
+
+    if to is None:
+        raise ConfigError(Problem("export to where?", "command line", "--to DIR"))
+    found = history.find(run, storage, os.environ)
+    options = exports.Options(checkpoint, dtype, check, _arguments(overrides or []))
+    with launch.interruptible("nothing was exported"):
+        made = exports.export(found, assets.from_user(str(to)), options, os.environ, terminal.note)
+    if as_json:
+        typer.echo(json.dumps({**asdict(made), "target": str(made.target), "source": str(made.source)}, indent=1))
+    else:
+        terminal.exported(made)
+
+
+def evaluate(
+    run: Run,
+    dataset: Annotated[
+        str | None, typer.Option(help="Entries of the storage's registry, instead of what was held out.")
+    ] = None,
+    checkpoint: Checkpoint = "last",
+    storage: Storage = None,
+    as_json: AsJson = False,
+) -> None:
+    """Loss and perplexity of the base model and of the trained one, on the same held-out tokens."""
+    from cpt_launcher import evaluation
+
+    found = history.find(run, storage, os.environ)
+    with launch.interruptible(""):
+        result = evaluation.evaluate(found, dataset, checkpoint, os.environ, terminal.note)
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=1))
+    else:
+        terminal.evaluated(result)
+
+
+def ui(
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of MLflow's page.")] = 5000,
+) -> None:
+    """Start MLflow's own page on the runs of a storage, until Ctrl-C."""
+    place = history.choose_storage(storage, os.environ)
+    database = place / "mlflow.db"
+    if not database.is_file():
+        hint = "runs with `tracking: {mlflow: {}}` make one; with an address, its server has the page"
+        raise ConfigError(Problem("there is no MLflow database on the storage", str(database), hint))
+    argv: Sequence[str] = (
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}",
+        "--artifacts-destination", str(place / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
+    )  # fmt: skip
+    terminal.note(f"MLflow's page: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    ended = launch.run(argv, os.environ, terminal.say)
+    if ended.interrupted_by is not None:
+        raise InterruptedRunError(Problem("ended", ""))
+    raise NotReadyError(Problem(f"MLflow's server ended ({ended.code})", f"port {port}", "is the port taken? --port N"))
+
+
+def _arguments(overrides: list[str]) -> dict[str, object]:
+    """LLaMA-Factory's own arguments of its export.
+
+    Raises:
+        ConfigError: not `key=value`, or a key that is none of them.
+    """
+    found: dict[str, object] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.startswith(("export_", "quantization_")) or key == "export_dir":
+            hint = "for example export_size=2, export_quantization_bit=4, export_quantization_dataset=FILE"
+            raise ConfigError(Problem(f"'{text}' is no argument of LLaMA-Factory's export", "command line", hint))
+        found[key] = yamlfile.parse(value, Path(f"command line, {key}")).value
+    return found
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(epilog="Example: cpt export cpt-demo/tiny_cpu --to my-model")(export)
+    app.command("eval", epilog="Example: cpt eval cpt-demo/tiny_cpu --dataset moby_dick")(evaluate)
+    app.command(epilog="Example: cpt ui --storage cpt-demo")(ui)

@@ -1,0 +1,115 @@
+"""Did it learn? Loss and perplexity of the base model and of the trained one, on the same held-out tokens."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from cpt_launcher import disk, export, launch
+from cpt_launcher.errors import ConfigError, InterruptedRunError, Problem, TrainingError
+from cpt_launcher.explain import explain
+from cpt_launcher.exporting import gathered
+from cpt_launcher.history import Run
+from cpt_launcher.plan import UNSET
+
+# What belongs to the training and its cluster, and would ask for GPUs, a process group or a tracker here.
+_NOT_HERE = (
+    "deepspeed", "resources_per_worker", "placement_strategy", "resume_from_checkpoint", "eval_on_start",
+    "eval_strategy", "eval_steps", "load_best_model_at_end", "metric_for_best_model", "plot_loss", "save_strategy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss per token in nats, and exp of it, over `tokens` held-out tokens."""
+
+    data: str
+    tokens: int
+    step: int
+    base_loss: float
+    base_perplexity: float
+    loss: float
+    perplexity: float
+
+    @property
+    def helped(self) -> bool:
+        return self.loss < self.base_loss
+
+
+def evaluate(
+    run: Run, dataset: str | None, checkpoint: str, environ: Mapping[str, str], say: Callable[[str], None]
+) -> Evaluation:
+    """Evaluate both models with LLaMA-Factory, one after the other, and keep the result with the run.
+
+    Args:
+        dataset: entries of the storage's registry; None for what the run held out.
+
+    Raises:
+        ConfigError: the run held nothing out, or has no such checkpoint.
+        TrainingError: LLaMA-Factory failed.
+    """
+    train = yaml.safe_load(run.layout.train_yaml.read_text(encoding="utf-8"))
+    held_out = {name: train[name] for name in ("val_size", "eval_dataset") if train.get(name)}
+    if dataset:
+        held_out = {"eval_dataset": dataset}
+    if not held_out:
+        hint = "name one with --dataset, or set eval: in the config of the next run"
+        raise ConfigError(Problem(f"the run {run.layout.run} held nothing out", str(run.layout.train_yaml), hint))
+    chosen = export.choose(run, checkpoint)
+    if not gathered(chosen.path):
+        hint = "cpt export puts its weights together; set stage3_gather_16bit_weights_on_model_save: true"
+        raise ConfigError(Problem(f"{chosen.path.name} has no whole weights", str(chosen.path), hint))
+    base = str(train["model_name_or_path"])
+    arguments = {
+        key: value
+        for key, value in train.items()
+        if key not in (*_NOT_HERE, "val_size", "eval_dataset") and not key.startswith("ray_")
+    }
+    arguments |= {"do_train": False, "do_eval": True, "report_to": "none", "overwrite_output_dir": True, **held_out}
+    if dataset:
+        arguments.pop("tokenized_path", None)
+    on_cpu = run.record.get("device") == "cpu"
+    losses, tokens = [], 0
+    for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
+        say(f"evaluates {name}: {model}")
+        found = _evaluate({**arguments, "model_name_or_path": model}, environ, on_cpu=on_cpu)
+        losses.append(found["eval_loss"])
+        blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
+        tokens = blocks * int(str(train.get("cutoff_len", 2048)))
+    first, last = losses
+    data = ", ".join(f"{name}: {value}" for name, value in held_out.items())
+    result = Evaluation(data, tokens, chosen.step, first, _perplexity(first), last, _perplexity(last))
+    disk.write_json(run.layout.evaluation, asdict(result))
+    return result
+
+
+def _evaluate(arguments: Mapping[str, object], environ: Mapping[str, str], *, on_cpu: bool) -> dict[str, float]:
+    env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")}
+    if on_cpu:
+        env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    lines: collections.deque[str] = collections.deque(maxlen=2000)
+    with tempfile.TemporaryDirectory(prefix="cpt-eval-") as place:
+        recipe = Path(place, "eval.yaml")
+        disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(Path(place, "output"))}))
+        exited = launch.run((sys.executable, "-m", "llamafactory.cli", "train", str(recipe)), env, lines.append)
+        if exited.interrupted_by is not None:
+            raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", ""))
+        results = Path(place, "output", "eval_results.json")
+        if exited.code != 0 or not results.is_file():
+            failure = explain(list(lines))
+            what = failure.cause if failure else " ".join(" ".join(lines).split()[-40:])
+            where = str(arguments["model_name_or_path"])
+            raise TrainingError(Problem(f"the evaluation failed: {what}", where, failure.hint if failure else ""))
+        return dict(json.loads(results.read_text(encoding="utf-8")))
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700))

@@ -1,0 +1,130 @@
+"""A checkpoint to a folder that transformers loads: `python -m cpt_launcher.exporting`, a request as JSON on stdin.
+
+Runs in a process of its own, with the training stack. Through LLaMA-Factory's own export; weights that ZeRO-3 did not
+gather are put together first, with DeepSpeed's own function. The last line of its output is `RESULT` and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULT = "cpt-exported "
+SAMPLES = 8
+NEW_TOKENS = 12
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+def main() -> None:
+    """Export, check, and say what was seen."""
+    request = json.load(sys.stdin)
+    source, target = Path(request["source"]), Path(request["target"])
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        if not gathered(source):
+            source = _put_together(source, Path(scratch))
+        arguments = {
+            "model_name_or_path": str(source),
+            "export_dir": str(target),
+            "export_device": "cpu",
+            "infer_dtype": request["dtype"] or _dtype(source),
+            "template": request["template"],
+            **request["arguments"],
+        }
+        from llamafactory.train.tuner import export_model
+
+        export_model(arguments)
+        if (source / "generation_config.json").is_file() and not (target / "generation_config.json").is_file():
+            shutil.copy(source / "generation_config.json", target)
+        found = _check(source, target) if request["check"] else {}
+    sys.stdout.write(f"\n{RESULT}{json.dumps(found)}\n")
+
+
+def gathered(folder: Path) -> bool:
+    """Whether a folder holds whole weights."""
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def _put_together(checkpoint: Path, scratch: Path) -> Path:
+    """ZeRO shards to whole 32-bit weights, with what stands beside them (deepspeed/utils/zero_to_fp32.py)."""
+    import torch
+    import transformers
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
+            shutil.copy(path, scratch)
+    config = transformers.AutoConfig.from_pretrained(checkpoint)
+    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    model.save_pretrained(scratch, state_dict=weights)
+    (scratch / "config.json").write_text((checkpoint / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    return scratch
+
+
+def _dtype(folder: Path) -> str:
+    """That of the checkpoint: LLaMA-Factory would make 16 bits of 32 where there is a GPU."""
+    config: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("torch_dtype") or config.get("text_config", {}).get("torch_dtype") or "float32")
+
+
+def _check(source: Path, target: Path) -> dict[str, object]:
+    """Load it back, compare a sample of its tensors with the checkpoint's, and generate.
+
+    Raises:
+        RuntimeError: a tensor differs, or is not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ours, theirs = _tensors(target), _tensors(source)
+    if not ours or not theirs:  # quantised, or in another format: loading it is the check
+        names: list[str] = []
+    else:
+        if missing := sorted(set(theirs) - set(ours)):
+            raise RuntimeError(f"the export lacks {missing[0]}, and {len(missing) - 1} more tensors")
+        every = max(1, len(theirs) // SAMPLES)
+        names = sorted(theirs)[::every]
+    for name in names:
+        here, there = ours[name](), theirs[name]()
+        if not torch.equal(here, there.to(here.dtype)):
+            raise RuntimeError(f"{name} differs from the checkpoint's")
+    model = AutoModelForCausalLM.from_pretrained(target, torch_dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    prompt = tokenizer("The", return_tensors="pt")
+    with torch.no_grad():
+        made = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return {
+        "compared": len(names),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "generated": tokenizer.decode(made[0], skip_special_tokens=False),
+    }
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    """Each tensor of a folder's safetensors files, by name, as something that loads it."""
+    from safetensors import safe_open
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                found[name] = lambda path=path, name=name: _load(path, name)
+    return found
+
+
+def _load(path: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+if __name__ == "__main__":
+    main()

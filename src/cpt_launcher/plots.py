@@ -1,0 +1,64 @@
+"""The loss over a run's whole life, as a picture and in the terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cpt_launcher.history import Run
+
+
+def png(run: Run) -> bytes | None:
+    """Training and held-out loss over steps, restarts marked; None where nothing was logged.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    if not run.steps:
+        return None
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*_points(run.steps), label="training", linewidth=1.2)
+    if run.evals:
+        axes.plot(*_points(run.evals), label="held out", marker="o", markersize=4, linewidth=1.2)
+    for number, step in enumerate(run.restarts):
+        axes.axvline(step, color="grey", linestyle=":", linewidth=1, label="restart" if number == 0 else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(run.layout.run)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def text(run: Run, width: int, height: int = 15) -> str:
+    """The same in characters; empty where there is too little to draw.
+
+    Raises:
+        ImportError: plotext is not installed.
+    """
+    import plotext
+
+    if len(run.steps) < 2:
+        return ""
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(width, height)
+    plotext.plot(*_points(run.steps), label="training")
+    if run.evals:
+        plotext.scatter(*_points(run.evals), label="held out", marker="o")
+    for step in run.restarts:
+        plotext.vline(step)
+    plotext.xlabel("step")
+    plotext.ylabel("loss (nats per token)")
+    drawn: str = plotext.uncolorize(plotext.build())
+    return drawn.rstrip("\n")
+
+
+def _points(events: tuple[dict[str, object], ...]) -> tuple[list[float], list[float]]:
+    return [float(str(event["step"])) for event in events], [float(str(event["loss"])) for event in events]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from cpt_launcher.config import Evaluation
+from cpt_launcher.derive import BYTES_PER_TOKEN, evaluation, packing
+
+
+def lost_blocks(lengths: list[int], block: int, processes: int, batch: int) -> int:
+    """Tokens that LLaMA-Factory drops, as `datasets` cuts the documents: contiguous shards, then batches."""
+    shards = [lengths[len(lengths) * n // processes : len(lengths) * (n + 1) // processes] for n in range(processes)]
+    batches = [shard[at : at + batch] for shard in shards for at in range(0, len(shard), batch)]
+    return sum(sum(found) % block for found in batches)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_at_most_a_thousandth_is_lost_or_one_block(seed: int) -> None:
+    chance = random.Random(seed)
+    block = chance.choice([128, 512, 2048])
+    lengths = [chance.randrange(1, chance.choice([50, 2000, 20_000])) for _ in range(chance.choice([7, 500, 20_000]))]
+    chosen = packing({"cutoff_len": block}, len(lengths), sum(lengths) * chance.choice([3, 4, BYTES_PER_TOKEN]))
+    assert chosen is not None
+    lost, tokens = lost_blocks(lengths, block, chosen.processes, chosen.batch), sum(lengths)
+    if tokens > 1000 * block * 2:  # sure to be above the limit by bytes too
+        assert lost <= tokens / 1000 + block
+    assert lost <= max(block, tokens / 1000 + block)
+    assert lost < block * chosen.batches
+    assert math.ceil(len(lengths) / chosen.processes / chosen.batch) * chosen.processes <= chosen.batches
+
+
+def test_what_the_user_says_stays() -> None:
+    for given in ({"preprocessing_num_workers": 16}, {"preprocessing_batch_size": 10}, {"packing": False}):
+        assert packing({"cutoff_len": 128, **given}, 100, 100_000) is None
+    assert packing({}, 0, 0) is None
+    small = packing({"cutoff_len": 512}, 100, 100_000)
+    assert small is not None
+    assert small.arguments == {"preprocessing_batch_size": 100}
+    assert str(small) == "packs batches of 100 documents in one process: at most one block is lost"
+
+
+def test_what_is_held_out_is_evaluated_first_and_at_every_save() -> None:
+    assert evaluation(None, {}) == {}
+    train = {"save_steps": 50, "per_device_train_batch_size": 8}
+    found = evaluation(Evaluation(share=0.01), train)
+    assert found == {
+        "val_size": 0.01, "do_eval": True, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 50,
+        "per_device_eval_batch_size": 8,
+    }  # fmt: skip
+    assert evaluation(Evaluation(datasets=("a", "b")), {})["eval_dataset"] == "a,b"

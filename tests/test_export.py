@@ -1,0 +1,114 @@
+"""Which checkpoint is meant, and what stops an export before it starts; the real thing is in test_models_e2e."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cpt_launcher import export, history
+from cpt_launcher.errors import ConfigError, NotReadyError, StorageError
+from cpt_launcher.layout import Layout
+
+from .conftest import Outcome
+from .test_checkpoints import save
+from .test_history import step, write
+
+Cpt = Callable[..., Outcome]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path / "storage", "first")
+    (layout.run_dir / "cpt").mkdir(parents=True)
+    layout.train_yaml.write_text("model_name_or_path: some/model\ncutoff_len: 512\nlearning_rate: 1.0e-4\n")
+    write(layout, state="interrupted", data={"c.jsonl": "ab12"}, versions={"ray": "2.48.0"}, tokens=None)
+    for number, loss in ((10, 3.0), (20, 2.0), (30, 2.5)):
+        save(layout.output, number, loss=loss)
+    events: list[dict[str, object]] = [{"event": "eval", "step": 0, "loss": 5.0}]
+    for number, loss in ((10, 4.0), (20, 3.0), (30, 3.5)):
+        events += [step(number), {"event": "eval", "step": number, "loss": loss}]
+    layout.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return layout
+
+
+def test_which_checkpoint_is_meant(layout: Layout) -> None:
+    run = history.load(layout)
+    assert [export.choose(run, wanted).step for wanted in ("last", "best", "10")] == [30, 20, 10]
+    (layout.output / "checkpoint-30" / "cpt-complete.json").unlink()
+    assert export.choose(run, "last").step == 20
+    with pytest.raises(ConfigError, match="checkpoint-30 is not complete"):
+        export.choose(run, "30")
+    with pytest.raises(ConfigError, match="there is no checkpoint of step 7") as caught:
+        export.choose(run, "7")
+    assert "complete ones: 10, 20" in caught.value.problems[0].hint
+    layout.events.write_text("")
+    with pytest.raises(ConfigError, match="held-out data"):
+        export.choose(history.load(layout), "best")
+
+
+def test_the_final_model_of_a_finished_run_is_the_last(layout: Layout) -> None:
+    write(layout, state="finished")
+    (layout.output / "model.safetensors").touch()
+    (layout.output / "config.json").touch()
+    assert export.choose(history.load(layout), "last").path == layout.output
+
+
+def test_a_run_without_a_checkpoint(cpt: Cpt, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "empty")
+    (layout.run_dir / "cpt").mkdir(parents=True)
+    write(layout, state="failed")
+    done = cpt("export", layout.run_dir, "--to", tmp_path / "out")
+    assert (done.code, "has no complete checkpoint" in done.err) == (2, True)
+    assert cpt("export", "nope", "--storage", tmp_path, "--to", tmp_path / "out").code == 2
+    assert cpt("export", layout.run_dir).code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stops_it_before_anything_is_written(
+    cpt: Cpt, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine").touch()
+    done = cpt("export", layout.run_dir, "--to", taken)
+    assert (done.code, "is there and not empty" in done.err) == (2, True)
+    done = cpt("export", layout.run_dir, "learning_rate=1", "--to", tmp_path / "out")
+    assert (done.code, "no argument of LLaMA-Factory's export" in done.err) == (2, True)
+    run = history.load(layout)
+    monkeypatch.setattr("cpt_launcher.footprint.count_parameters", lambda _: 10**15)
+    with pytest.raises(StorageError, match="are free"):
+        export.export(run, tmp_path / "out", export.Options(), {}, lambda _: None)
+    monkeypatch.setattr("cpt_launcher.disk.require_space", lambda *_: None)
+    with pytest.raises(NotReadyError, match="GB of memory"):
+        export.export(run, tmp_path / "out", export.Options(), {}, lambda _: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["storage", "taken"]
+
+
+def test_the_model_card(layout: Layout) -> None:
+    run = history.load(layout)
+    card = export.card(run, export.choose(run, "20"), {"parameters": 1234567, "dtype": "bfloat16"})
+    assert card.startswith(
+        "---\nlibrary_name: transformers\ntags: [continued-pretraining]\nbase_model: some/model\n---\n"
+    )
+    for line in (
+        "| Step | 20 of 40 |",
+        "| Held-out loss | base model 5.0000, this one 3.0000 |",
+        "| Parameters | 1,234,567, bfloat16 |",
+        "- `c.jsonl`, sha256 `ab12`",
+        "learning_rate: 0.0001",
+        "ray 2.48.0",
+    ):
+        assert line in card
+
+
+def test_a_run_that_held_nothing_out(cpt: Cpt, layout: Layout) -> None:
+    done = cpt("eval", layout.run_dir)
+    assert (done.code, "held nothing out" in done.err) == (2, True)
+
+
+def test_no_database_no_page(cpt: Cpt, tmp_path: Path) -> None:
+    done = cpt("ui", "--storage", tmp_path)
+    assert (done.code, "there is no MLflow database" in done.err) == (2, True)

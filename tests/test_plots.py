@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpt_launcher import plots
+from cpt_launcher.history import Run
+from cpt_launcher.layout import Layout
+
+
+def run(steps: int) -> Run:
+    points = tuple({"step": at * 5, "loss": 7.5 - 0.03 * at} for at in range(1, steps + 1))
+    evals = tuple({"step": at * 50, "loss": 7.6 - 0.3 * at} for at in range(3))
+    return Run(Layout(Path("/s"), "mine"), {"state": "finished"}, points, "", None, evals, (60,))
+
+
+def test_the_picture() -> None:
+    drawn = plots.png(run(30))
+    assert drawn is not None
+    assert drawn.startswith(b"\x89PNG")
+    assert plots.png(run(0)) is None
+
+
+def test_in_the_terminal() -> None:
+    lines = plots.text(run(30), 80).splitlines()
+    assert len(lines) == 15
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
+    assert "step" in lines[-1]
+    assert "loss (nats per token)" in lines[-1]
+    assert "held out" in "".join(lines)
+    assert plots.text(run(1), 80) == ""

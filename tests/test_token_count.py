@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from cpt_launcher import token_count
+
+
+class Tokenizer:
+    eos_token = "<eos>"
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [list(range(len(text.split()))) for text in texts]}
+
+
+class Processor:
+    """As LLaMA-Factory's: blocks of four, the rest is dropped."""
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer()
+        self.data_args = SimpleNamespace(template="empty")
+
+    def preprocess_dataset(self, examples: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        flat = [token for row in self.tokenizer(examples["_prompt"])["input_ids"] for token in row]
+        return {"input_ids": [flat[at : at + 4] for at in range(0, len(flat) // 4 * 4, 4)]}
+
+
+def test_tokens_are_counted_before_and_after_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain, loader = (ModuleType(f"llamafactory.data.{name}") for name in ("processor.pretrain", "loader"))
+    kind = type("Ours", (Processor,), {"preprocess_dataset": Processor.preprocess_dataset})
+    pretrain.PretrainDatasetProcessor = kind  # type: ignore[attr-defined]
+    own = kind()
+
+    def preprocessed(*arguments: object, is_eval: bool = False) -> object:
+        return own.preprocess_dataset({"_prompt": ["a b c", "d e f g"]})
+
+    loader._get_preprocessed_dataset = preprocessed  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, pretrain.__name__, pretrain)
+    monkeypatch.setitem(sys.modules, loader.__name__, loader)
+    monkeypatch.setenv(token_count.FILE, "")
+    monkeypatch.setenv(token_count.PART, "")
+    file = tmp_path / "counts"
+    monkeypatch.setenv("RANK", "1")
+    token_count.install(str(file))
+    loader._get_preprocessed_dataset()
+    assert not file.exists()
+    monkeypatch.setenv("RANK", "0")
+    token_count.install(str(file))
+    made = loader._get_preprocessed_dataset()
+    assert made == {"input_ids": [[0, 1, 2, 0]]}
+    assert type(own.tokenizer) is Tokenizer
+    loader._get_preprocessed_dataset(is_eval=True)
+    total = token_count.total([*file.read_text().splitlines(), "", "{half"])
+    assert total == {"documents": 2, "tokens_in": 7, "blocks": 1, "tokens": 4, "lost": 3, "end_of_text": "<eos>"}
+    assert token_count.describe(total) == (
+        "7 tokens in 2 documents, 4 in 1 blocks are trained on (42.86% lost); documents end in <eos>"
+    )
+    assert token_count.total([json.dumps({"part": "held_out"})]) is None
