@@ -77,7 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
     "plots": {"history"},
     "closing": {
-        "disk", "errors", "history", "layout", "plan", "plots", "record", "secrets", "token_count", "tracker",
+        "disk", "errors", "history", "layout", "plan", "plots", "ray_worker", "record", "secrets", "token_count",
+        "tracker",
     },
     "attempt": {
         "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "ray_worker",

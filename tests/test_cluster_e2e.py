@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -152,10 +154,35 @@ def test_secrets_leave_the_memory_however_their_holder_ends(head: Head) -> None:
         assert head.held() == "[]", ending
 
 
-def test_workers_of_a_cluster_get_secrets_that_stand_nowhere(
-    head: Head, place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path
+@pytest.fixture
+def mlflow(head: Head, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real server on loopback, its address and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    database = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path))
+    command = [sys.executable, "-m", "mlflow", "server", *database, "--port", str(port), "--workers", "1"]
+    log = tmp_path / "mlflow.log"
+    process = start(command, head.secret_free, log)
+    deadline = time.monotonic() + 90
+    while "Application startup complete" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}", process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_secrets_reach_workers_and_a_dead_tracker_ends_nothing(
+    head: Head,
+    place: Place,
+    trained: subprocess.CompletedProcess[str],
+    mlflow: tuple[str, subprocess.Popen[bytes]],
+    tmp_path: Path,
 ) -> None:
-    probes = tmp_path / "probes"
+    probes, said = tmp_path / "probes", tmp_path / "said.log"
     probes.mkdir()
     hook = {"runtime_env": {"worker_process_setup_hook": "worker_probe.report", "env_vars": {"PROBE_DIR": str(probes)}}}
     env = {
@@ -164,23 +191,30 @@ def test_workers_of_a_cluster_get_secrets_that_stand_nowhere(
         "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(hook),
         "PYTHONPATH": str(REPOSITORY / "tests"),
     }
-    config = str(REPOSITORY / "configs" / "tiny_cpu.yaml")
-    overrides = ("name=joined", "train.max_steps=4", "train.save_steps=2", f"secrets=[{', '.join(SECRETS)}]")
-    done = subprocess.run(
-        [*CPT, "run", config, *overrides],
-        cwd=place.work,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    overrides = (
+        "name=joined", "train.max_steps=8", "train.save_steps=4", "train.logging_steps=1",
+        f"secrets=[{', '.join(SECRETS)}]", f"tracking={{mlflow: {{uri: '{mlflow[0]}'}}}}",
+    )  # fmt: skip
+    command = [*CPT, "run", str(REPOSITORY / "configs" / "tiny_cpu.yaml"), *overrides]
+    with said.open("w") as file, subprocess.Popen(command, cwd=place.work, env=env, stdout=file, stderr=file) as run:
+        deadline = time.monotonic() + 400
+        while "cpt: step 2/8" not in said.read_text() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.killpg(mlflow[1].pid, signal.SIGKILL)
+        assert run.wait(400) == 0, said.read_text()[-3000:]
+    text = said.read_text()
+    assert "cpt: step 8/8" in text
+    assert "warning: MLflow did not take the run's end" in text
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        (name,) = database.execute("select name from runs").fetchall()
+        seen = database.execute("select count(*) from params where key = 'learning_rate'").fetchone()
+    assert (name, seen) == (("joined",), (1,))
+
     hashes = [path.read_text() for path in probes.iterdir()]
-    nothing = hashlib.sha256(b"").hexdigest()
+    nothing, given = (hashlib.sha256(value.encode()).hexdigest() for value in ("", SECRETS["PLANTED_SECRET"]))
     # The preflight's task has none; the trial's actor and the two workers have it.
-    assert hashes.count(hashlib.sha256(SECRETS["PLANTED_SECRET"].encode()).hexdigest()) >= 3
-    assert set(hashes) <= {nothing, hashlib.sha256(SECRETS["PLANTED_SECRET"].encode()).hexdigest()}
+    assert hashes.count(given) >= 3
+    assert set(hashes) <= {nothing, given}
     assert head.held() == "[]"
     checkpoints = list((place.storage / "joined").glob("TorchTrainer_*/checkpoint_*/checkpoint"))
     assert len(checkpoints) == 2
@@ -188,7 +222,5 @@ def test_workers_of_a_cluster_get_secrets_that_stand_nowhere(
     folders = (place.storage, head.ray, tmp_path)
     files = [path for root in folders for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     assert len(files) > 50
-    assert [
-        (path, name) for path in files for name, value in SECRETS.items() if value.encode() in path.read_bytes()
-    ] == []
-    assert not any(value in done.stdout + done.stderr for value in SECRETS.values())
+    found = [(path, name) for path in files for name, value in SECRETS.items() if value.encode() in path.read_bytes()]
+    assert found == []

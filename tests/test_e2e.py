@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import signal
+import socket
 import subprocess
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,8 +30,23 @@ def test_the_demo_trains(place: Place, trained: subprocess.CompletedProcess[str]
     points = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
     losses = [point["loss"] for point in points if "loss" in point]
     assert losses[-1] < losses[0] - 0.5
-    assert trained.stdout.splitlines() == [
+    held_out = [point["eval_loss"] for point in points if "eval_loss" in point]
+    assert len(held_out) >= 3  # the base model, at both saves, and at the end
+    assert held_out[-1] < held_out[0] - 0.5
+    first, last = (f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}" for loss in (held_out[0], held_out[-1]))
+    lines = trained.stdout.splitlines()
+    tokens = re.fullmatch(
+        r"  tokens       ([\d,]+) tokens in 128 documents, ([\d,]+) in (\d+) blocks are trained on \(0\.\d\d% lost\);"
+        r" documents end in <eos>",
+        lines.pop(2),
+    )
+    assert tokens is not None
+    given, kept, blocks = (int(text.replace(",", "")) for text in tokens.groups())
+    assert kept == blocks * 256
+    assert 0 <= given - kept < 256
+    assert lines == [
         f"Run tiny_cpu finished: 40 steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}",
+        f"  held out     base model: {first}; trained: {last}",
         f"  model        {output}",
         "  checkpoints  checkpoint-20, checkpoint-40 (in the same folder)",
         f"  loss plot    {output}/training_loss.png",
@@ -93,11 +114,11 @@ def test_tokenising_once(place: Place, trained: subprocess.CompletedProcess[str]
 
     first = cpt("tokenize")
     assert first.returncode == 0, first.stderr
-    said = re.search(r"created   (\S+/tokenized/[0-9a-f]{16}) \((\d+) blocks, ([\d,]+) tokens, (.*)\)", first.stderr)
+    said = re.search(r"created   (\S+/tokenized/[0-9a-f]{16}): (.*)", first.stderr)
     assert said is not None, first.stderr
-    folder, blocks, tokens, end = said.groups()
-    assert int(tokens.replace(",", "")) == int(blocks) * 256
-    assert end == "documents end in <eos>"
+    folder, counted = said.groups()
+    assert counted.endswith("documents end in <eos>")
+    assert f"  tokens       {counted}" in trained.stdout
     assert f"identical {folder}" in cpt("tokenize").stderr
     assert f"tokenized_path: {folder}\n" in cpt("run", "name=other", "--dry-run").stdout
     assert "tokenized_path" not in cpt("run", "name=other", "train.cutoff_len=128", "--dry-run").stdout
@@ -107,9 +128,9 @@ def test_tokenising_once(place: Place, trained: subprocess.CompletedProcess[str]
 def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
     place: Place, trained: subprocess.CompletedProcess[str]
 ) -> None:
-    tokens = next((place.storage / "tokenized").glob("*.json"), None)
     config = REPOSITORY / "configs" / "tiny_cpu.yaml"
     command = [*CPT, "run", str(config), "name=stopped", "train.max_steps=30", "train.save_steps=5"]
+    command += ["tracking={mlflow: {}}"]
     output = place.storage / "stopped" / "output"
     with subprocess.Popen(
         command, cwd=place.work, env=place.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -126,7 +147,53 @@ def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
     )
     assert second.returncode == 0, second.stderr[-3000:]
     assert re.search(r"resumes from .*/checkpoint-\d+", second.stderr)
-    assert tokens is None or "Loaded tokenized dataset from" in second.stderr
     steps = [json.loads(line)["current_steps"] for line in (output / "trainer_log.jsonl").read_text().splitlines()]
     assert steps[-1] == 30
     assert place.processes() == []
+    tracked_once(place)
+
+
+def tracked_once(place: Place) -> None:
+    """The interrupted run and its resumption are one MLflow run, seen through the API of `cpt ui`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [*CPT, "ui", "--storage", str(place.storage), "--port", str(port)]
+    with subprocess.Popen(command, env=place.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as page:
+        try:
+            (run,) = ask_mlflow(port, "runs/search", {"experiment_ids": ["1"]}, page)["runs"]
+            found = ask_mlflow(port, "experiments/search", {"filter": "name = 'stopped'", "max_results": 9}, page)
+            query = {"run_id": run["info"]["run_id"], "metric_key": "loss", "max_results": 100}
+            history = ask_mlflow(port, f"metrics/get-history?{urllib.parse.urlencode(query)}", None, page)["metrics"]
+        finally:
+            page.terminate()
+            assert page.wait(60) == 130
+    assert [row["experiment_id"] for row in found["experiments"]] == ["1"]
+    assert (run["info"]["run_name"], run["info"]["status"]) == ("stopped", "FINISHED")
+    steps = sorted({row["step"] for row in history})
+    assert (steps[0], steps[-1]) == (5, 30)
+    assert {row["key"] for row in run["data"]["metrics"]} >= {
+        "loss", "eval_loss", "learning_rate", "held_out_perplexity_base", "held_out_perplexity_trained",
+    }  # fmt: skip
+    params = {row["key"]: row["value"] for row in run["data"]["params"]}
+    assert params["learning_rate"] == "0.003"
+    artifacts = next((place.storage / "mlartifacts").glob(f"**/{run['info']['run_id']}/artifacts"))
+    assert {path.name for path in artifacts.iterdir()} >= {"train.yaml", "run.json", "loss.png"}
+
+
+def ask_mlflow(port: int, what: str, body: object, server: subprocess.Popen[bytes]) -> Any:
+    """A request to MLflow's REST API, as soon as the server is there."""
+    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/{what}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from None
+        except OSError:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)

@@ -83,6 +83,7 @@ def ui(
     argv: Sequence[str] = (
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}",
         "--artifacts-destination", str(place / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1",
     )  # fmt: skip
     terminal.note(f"MLflow's page: http://127.0.0.1:{port} (Ctrl-C ends it)")
     ended = launch.run(argv, os.environ, terminal.say)

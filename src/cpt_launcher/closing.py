@@ -9,6 +9,7 @@ from cpt_launcher import disk, history, plots, record, token_count, tracker
 from cpt_launcher.errors import CptError
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
+from cpt_launcher.ray_worker import RUN_NAME
 from cpt_launcher.record import Record, State
 from cpt_launcher.secrets import redact, values
 
@@ -32,10 +33,10 @@ def open_tracking(plan: Plan, environ: Mapping[str, str], known: str | None, say
         return None
 
 
-def settings(mlflow_run: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+def settings(run: str, mlflow_run: str | None, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that have the workers' MLflow go on in that run, and not wait for a server that is gone."""
     patience = {name: environ.get(name, value) for name, value in tracker.PATIENCE.items()}
-    return {"MLFLOW_RUN_ID": mlflow_run, **patience} if mlflow_run else {}
+    return {"MLFLOW_RUN_ID": mlflow_run, RUN_NAME: run, **patience} if mlflow_run else {}
 
 
 def tokens(layout: Layout) -> dict[str, object] | None:

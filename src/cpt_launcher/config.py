@@ -59,9 +59,12 @@ class Mlflow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is held out: a share of the documents, or datasets of their own."""
+    """What is held out: the last `percent` of each dataset's documents, the last `documents` of each, or datasets of
+    their own.
+    """
 
-    share: float | None = None
+    percent: int = 0
+    documents: int = 0
     datasets: tuple[str, ...] = ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cpt_launcher.config import Evaluation
@@ -54,15 +54,46 @@ def packing(train: Mapping[str, object], documents: int, text_bytes: int) -> Pac
     return Packing(processes, batch, processes * each, blocks)
 
 
-def evaluation(held_out: Evaluation | None, train: Mapping[str, object]) -> dict[str, object]:
+@dataclass(frozen=True)
+class Split:
+    """One dataset as two: registry names and fields of what is trained on and of what is held out.
+
+    LLaMA-Factory's own `val_size` splits packed blocks, so that the halves of a document can be on both sides
+    (data/loader.py, `get_dataset`). Slices of the `split` are of documents (`datasets`, Slice splits).
+    """
+
+    name: str
+    train: dict[str, object]
+    held_out: dict[str, object]
+    mark: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return f"{self.name}@but-last-{self.mark}", f"{self.name}@last-{self.mark}"
+
+
+def split(name: str, fields: Mapping[str, object], held_out: Evaluation) -> Split | None:
+    """Hold the last documents out; None where datasets of their own are, or where the entry cannot be sliced."""
+    whole = fields.get("split", "train")
+    if held_out.datasets or "cloud_file_name" in fields or not isinstance(whole, str) or "[" in whole:
+        return None
+    mark = f"{held_out.percent}%" if held_out.percent else str(held_out.documents)
+    first = f"{100 - held_out.percent}%" if held_out.percent else f"-{held_out.documents}"
+    last = first if held_out.percent else f"-{held_out.documents}"
+    return Split(
+        name,
+        {**fields, "split": f"{whole}[:{first}]"},
+        {**fields, "split": f"{whole}[{last}:]"},
+        mark.replace("%", "pc"),
+    )
+
+
+def evaluation(datasets: Sequence[str], train: Mapping[str, object]) -> dict[str, object]:
     """What has the Trainer evaluate before the first step (the base model), at every save, and at the end."""
-    if held_out is None:
+    if not datasets:
         return {}
-    what: dict[str, object] = {"val_size": held_out.share} if held_out.share else {}
-    if held_out.datasets:
-        what["eval_dataset"] = ",".join(held_out.datasets)
     return {
-        **what,
+        "eval_dataset": ",".join(datasets),
         "do_eval": True,
         "eval_on_start": True,
         "eval_strategy": "steps",

@@ -87,7 +87,7 @@ def remove_tree(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk take every file below a folder."""
+    """Have the disk take every file below a folder, and let others read them."""
     with storage_errors(folder):
         for path in folder.rglob("*"):
             if path.is_file():
@@ -96,6 +96,7 @@ def sync_tree(folder: Path) -> None:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
+                path.chmod(0o666 & ~_umask())
 
 
 def rename(path: Path, target: Path) -> None:

@@ -76,6 +76,8 @@ def evaluate(
     arguments |= {"do_train": False, "do_eval": True, "report_to": "none", "overwrite_output_dir": True, **held_out}
     if dataset:
         arguments.pop("tokenized_path", None)
+    if "eval_dataset" in held_out and "tokenized_path" not in arguments:
+        del arguments["dataset"]
     on_cpu = run.record.get("device") == "cpu"
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):

@@ -167,11 +167,13 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
     import jinja2
 
     template = assets.template("model_card", ".md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True
+    )
     return environment.from_string(template).render(
         run=run,
         record={"tokens": None, "gpus": (), "versions": {}, "data": {}, "workers": 1, "device": "", **run.record},
-        train={"model_name_or_path": "unknown", "cutoff_len": None, **_train(run)},
+        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **_train(run)},
         losses={event["step"]: event["loss"] for event in run.evals},
         chosen=chosen,
         seen=seen,

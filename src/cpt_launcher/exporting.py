@@ -59,6 +59,7 @@ def _put_together(checkpoint: Path, scratch: Path) -> Path:
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, scratch)
     config = transformers.AutoConfig.from_pretrained(checkpoint)
+    config.use_cache = True  # off while training, which the check of a generation config refuses
     weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
@@ -98,7 +99,9 @@ def _check(source: Path, target: Path) -> dict[str, object]:
     tokenizer = AutoTokenizer.from_pretrained(target)
     prompt = tokenizer("The", return_tensors="pt")
     with torch.no_grad():
-        made = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+        made = model.generate(
+            prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=NEW_TOKENS, do_sample=False
+        )
     return {
         "compared": len(names),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -76,8 +76,14 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     dataset.refuse_collisions(copies, layout.registry)
     packing = _packing(config, layout, [entry for entry in entries if entry.name in config.datasets])
     chosen = packing.arguments if packing else {}
-    config = replace(config, train={**chosen, **derive.evaluation(config.evaluation, config.train), **config.train})
     staged = {entry.name: entry.staged(config.storage) for entry in entries}
+    if config.evaluation:
+        splits = _splits(config, staged)
+        staged |= {one.names[0]: one.train for one in splits} | {one.names[1]: one.held_out for one in splits}
+        held_out = held_out or tuple(one.names[1] for one in splits)
+        trained = {one.name: one.names[0] for one in splits}
+        config = replace(config, datasets=tuple(trained.get(name, name) for name in config.datasets))
+    config = replace(config, train={**chosen, **derive.evaluation(held_out, config.train), **config.train})
     tokens = tokenized.key(layout, data, staged, config.model, config.train)
     if tokens and layout.tokenized_marker(tokens).is_file() and "tokenized_path" not in config.train:
         config = replace(config, train={**config.train, "tokenized_path": str(layout.tokenized(tokens))})
@@ -102,6 +108,19 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         retries=config.retries,
         packing=packing,
     )
+
+
+def _splits(config: RunConfig, staged: Mapping[str, dict[str, object]]) -> list[derive.Split]:
+    """Each training dataset as two, unless others are held out."""
+    assert config.evaluation is not None
+    if config.evaluation.datasets:
+        return []
+    splits = {name: derive.split(name, staged[name], config.evaluation) for name in config.datasets}
+    if whole := [name for name, one in splits.items() if one is None]:
+        hint = "hold another dataset out: eval: {dataset: my_test}"
+        what = f"nothing can be held out of {', '.join(whole)}: it is read from a bucket, or sliced already"
+        raise ConfigError(Problem(what, str(config.path), hint, "evaluation"))
+    return [one for one in splits.values() if one is not None]
 
 
 def _packing(config: RunConfig, layout: Layout, entries: Sequence[dataset.Entry]) -> derive.Packing | None:

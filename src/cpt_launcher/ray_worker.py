@@ -19,6 +19,7 @@ from cpt_launcher.after_import import AfterImport
 
 HOOK = "cpt_launcher.ray_worker.setup"
 KEEP, NEXT_HOOK, SECRETS_KEY, TOKENS = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY", "CPT_TOKENS"
+RUN_NAME = "CPT_RUN_NAME"
 MARKER = "cpt-complete.json"
 INTEGRATIONS = "transformers.integrations.integration_utils"
 CALLBACKS = "ray.train.huggingface.transformers._transformers_utils"
@@ -141,9 +142,32 @@ def _replace_on_save(module: Any) -> None:
 
 
 def _tolerate(module: Any) -> None:
-    """MLflow's callback of transformers 4.52 raises where its server is gone, and would end the training."""
-    for name in ("setup", "on_log", "on_train_end"):
-        setattr(module.MLflowCallback, name, _surviving(getattr(module.MLflowCallback, name)))
+    """What the MLflow callback of transformers 4.52 needs. It raises where its server is gone, and would end the
+    training; it renames the run after the output folder; and it ends the run before LLaMA-Factory's last evaluation,
+    whose figures MLflow would then put into a new one. The launcher ends it.
+    """
+    kind = module.MLflowCallback
+    setup, log = kind.setup, kind.on_log
+
+    def named_setup(self: Any, args: Any, state: Any, model: Any) -> None:
+        args.run_name = os.environ.get(RUN_NAME) or args.run_name
+        setup(self, args, state, model)
+
+    def flushed_log(self: Any, *arguments: Any, **named: Any) -> None:
+        log(self, *arguments, **named)
+        if getattr(self, "_cpt_trained", False):
+            self._ml_flow.flush_async_logging()
+
+    def on_train_end(self: Any, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self._cpt_trained = True
+        if self._initialized and state.is_world_process_zero:
+            self._ml_flow.flush_async_logging()
+
+    kind.setup, kind.on_log = _surviving(named_setup), _surviving(flushed_log)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        kind.on_train_end = _surviving(on_train_end)
+    else:
+        kind.on_train_end = _surviving(kind.on_train_end)
 
 
 def _surviving(inner: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -222,22 +223,29 @@ class _Reader(Values):
         return Mlflow(uri or None, experiment or None)
 
     def _evaluation(self, values: Mapping[str, object]) -> Evaluation | None:
-        """A share of each corpus, or datasets of their own."""
+        """A part of each corpus, or datasets of their own."""
         if values.get("eval") in (None, "none"):
             return None
         raw: dict[str, object] = self._take(values, "eval", dict, {})
-        self._known(raw, ("share", "dataset"), ("eval",))
-        if ("share" in raw) == ("dataset" in raw):
-            hint = "eval: {share: 0.01} holds one document in a hundred out, eval: {dataset: my_test} takes another one"
-            self._add("eval needs either share or dataset", ("eval",), hint)
+        self._known(raw, ("share", "documents", "dataset"), ("eval",))
+        if len(raw) != 1:
+            hint = "{share: 0.01} holds one document in a hundred out; or {documents: 1000}, or {dataset: my_test}"
+            self._add("eval needs one of share, documents and dataset", ("eval",), hint)
             return None
+        if "documents" in raw:
+            count = self._take(raw, "documents", int, 1, "eval")
+            if count < 1:
+                self._add(f"eval.documents cannot be {count}", ("eval", "documents"), "at least one", "out-of-range")
+            return Evaluation(documents=count)
         if "dataset" in raw:
             return Evaluation(datasets=self._datasets(raw, "eval"))
-        share = raw["share"]
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 0.5:
-            self._add(f"eval.share cannot be {share!r}", ("eval", "share"), "a part of one: 0.01", "out-of-range")
+        share = raw.get("share")
+        percent = round(share * 100) if isinstance(share, int | float) and 0 < share <= 0.5 else 0
+        if isinstance(share, bool) or not percent or not math.isclose(percent, share * 100):  # type: ignore[operator]
+            hint = "whole hundredths up to a half: 0.01; or eval: {documents: 1000}"
+            self._add(f"eval.share cannot be {share!r}", ("eval", "share"), hint, "out-of-range")
             return None
-        return Evaluation(share=float(share))
+        return Evaluation(percent=percent)
 
     def _train(self, values: Mapping[str, object]) -> dict[str, object]:
         train: dict[str, object] = self._take(values, "train", dict, {})

@@ -90,7 +90,7 @@ def _attempts(
     strict = before.get("checkpoints") == "marked"
     earlier = before.get("mlflow_run")
     mlflow_run = closing.open_tracking(plan, environ, earlier if isinstance(earlier, str) else None, show.step)
-    settings = closing.settings(mlflow_run, environ)
+    settings = closing.settings(plan.layout.run, mlflow_run, environ)
     attempt = Attempt(plan, environ, show, marked=marked, secrets_key=secrets_key, strict=strict, settings=settings)
     attempt.make_room()
     ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in plan.copies}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,12 @@ def finish(uri: str, run_id: str, state: str, files: Sequence[Path], values: Map
 
 
 def _client(uri: str) -> Any:
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
+
+    for name, value in PATIENCE.items():  # read at each request
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow"):  # its import has set them to say every migration
+        logging.getLogger(name).setLevel(logging.WARNING)
 
     return MlflowClient(uri)
 

@@ -1,0 +1,78 @@
+"""From the trained demo to a model that transformers loads, and to a verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import CPT, Place
+
+pytestmark = pytest.mark.e2e
+
+
+def cpt(place: Place, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*CPT, *map(str, arguments)]
+    return subprocess.run(command, cwd=place.work, env=place.env(), capture_output=True, text=True, check=False)
+
+
+def test_the_final_model(place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    done = cpt(place, "export", place.storage / "tiny_cpu", "--to", tmp_path / "model", "export_size=1")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"Exported step 40 to {tmp_path / 'model'}"
+    assert "9 tensors are the checkpoint's; 1,214,848 parameters, float32" in lines[1]
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_shards_that_were_not_gathered(place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    """As ZeRO-3 leaves them without stage3_gather_16bit_weights_on_model_save."""
+    from safetensors.torch import load_file
+
+    run = tmp_path / "storage" / "cut"
+    shutil.copytree(place.storage / "tiny_cpu", run, symlinks=True)
+    known = json.loads((run / "cpt" / "run.json").read_text())
+    (run / "cpt" / "run.json").write_text(json.dumps({**known, "output": str(run / "output")}))
+    checkpoint = run / "output" / "checkpoint-20"
+    marker = json.loads((checkpoint / "cpt-complete.json").read_text())
+    marker["files"].pop("model.safetensors")
+    (checkpoint / "cpt-complete.json").write_text(json.dumps(marker))
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    done = cpt(place, "export", run, "--checkpoint", "20", "--dtype", "bf16", "--to", tmp_path / "model", "--json")
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)["seen"]
+    assert (seen["dtype"], seen["parameters"]) == ("bfloat16", 1_214_848)
+    made = load_file(tmp_path / "model" / "model.safetensors")
+    assert set(made) == set(weights)
+    assert all((made[name] == weights[name].bfloat16()).all() for name in made)
+    assert "| Held-out loss | base model" in (tmp_path / "model" / "README.md").read_text()
+    for shard in (checkpoint / "global_step20").glob("*rank_1*optim*"):
+        os.truncate(shard, 100)
+    marker["files"] = {name: (checkpoint / name).stat().st_size for name in marker["files"]}
+    (checkpoint / "cpt-complete.json").write_text(json.dumps(marker))
+    broken = cpt(place, "export", run, "--checkpoint", "20", "--to", tmp_path / "broken")
+    assert (broken.returncode, "the export failed" in broken.stderr) == (1, True), broken.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "storage"]
+
+
+def test_did_it_learn(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    done = cpt(place, "eval", place.storage / "tiny_cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    points = [
+        json.loads(line) for line in (place.storage / "tiny_cpu/output/trainer_log.jsonl").read_text().splitlines()
+    ]
+    losses = [point["eval_loss"] for point in points if "eval_loss" in point]
+    # Two workers in the run and one here: the mean over batches is over other batches.
+    assert found["base_loss"] == pytest.approx(losses[0], abs=0.02)
+    assert found["loss"] == pytest.approx(losses[-1], abs=0.02)
+    assert found["data"] == "eval_dataset: moby_dick@last-5pc"
+    assert found["tokens"] % 256 == 0
+    assert json.loads((place.storage / "tiny_cpu" / "cpt" / "eval.json").read_text()) == found
