@@ -89,6 +89,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "live": {"attempt", "progress", "terminal"},
     "cli_runs": {"checkpoints", "doctor", "errors", "history", "terminal"},
     "demo": {"assets"},
+    "bundle": {"assets", "config", "dataset", "disk", "errors", "layout", "manifest", "plan", "reader", "yamlfile"},
+    "job_anyscale": {"assets", "bundle", "errors", "launch", "yamlfile"},
+    "job_ray": {"bundle", "errors"},
+    "cli_job": {"assets", "bundle", "disk", "errors", "job_anyscale", "job_ray", "launch", "terminal", "validate"},
     "run": {
         "attempt", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest", "plan",
         "preflight", "record", "results", "secrets", "stage", "token_count", "tokenized",
@@ -98,8 +102,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "progress", "records", "results", "stage", "token_count",
     },
     "cli": {
-        "__init__", "assets", "cli_models", "cli_runs", "config", "demo", "disk", "editor", "errors", "fetch",
-        "findings", "launch", "live", "plan", "reader", "run", "schema", "stage", "terminal", "validate",
+        "__init__", "assets", "cli_job", "cli_models", "cli_runs", "config", "demo", "disk", "editor", "errors",
+        "fetch", "findings", "launch", "live", "plan", "reader", "run", "schema", "stage", "terminal", "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -116,7 +120,7 @@ HEAVY = {
     "huggingface_hub",
 }
 WRITES = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "symlink_to", "touch", "chmod"}
-PRINTS = {"cli", "cli_models", "cli_runs", "terminal"}
+PRINTS = {"cli", "cli_job", "cli_models", "cli_runs", "terminal"}
 PROCESSES = {"subprocess", "signal"}
 STARTS = {"cluster", "launch", "ray_cluster"}
 

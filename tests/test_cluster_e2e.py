@@ -33,6 +33,7 @@ LOOK = "from cpt_launcher.ray_cluster import NAMESPACE, _client; print(_client()
 @dataclasses.dataclass(frozen=True)
 class Head:
     address: str
+    dashboard: str
     ray: Path
     secret_free: dict[str, str]
 
@@ -77,24 +78,29 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def head(place: Place) -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as folder:
+        port, dashboard = free_port(), free_port()
         kept = {
             key: value
             for key, value in place.env().items()
             if key not in (*SECRETS, "RAY_JOB_CONFIG_JSON_ENV_VAR", "PROBE_DIR")
         }
-        env = {**kept, "RAY_TMPDIR": folder}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"  # a job's entrypoint says `python`
+        env = {**kept, "RAY_TMPDIR": folder, "PATH": path}
         log = Path(folder, "head.log")
-        arguments = ["--head", f"--port={port}", "--num-cpus=2", "--num-gpus=0", "--include-dashboard=false"]
+        arguments = ["--head", f"--port={port}", "--num-cpus=2", "--num-gpus=0", f"--dashboard-port={dashboard}"]
         process = start([*RAY, *arguments], env, log)
         try:
             answers(f"127.0.0.1:{port}", process, log)
-            yield Head(f"127.0.0.1:{port}", Path(folder), env)
+            yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", Path(folder), env)
         finally:
             end(process)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def plan(storage: Path, text: str = "", workers: int = 1) -> Plan:
@@ -157,9 +163,7 @@ def test_secrets_leave_the_memory_however_their_holder_ends(head: Head) -> None:
 @pytest.fixture
 def mlflow(head: Head, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A real server on loopback, its address and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     database = ("--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db", "--artifacts-destination", str(tmp_path))
     command = [sys.executable, "-m", "mlflow", "server", *database, "--port", str(port), "--workers", "1"]
     log = tmp_path / "mlflow.log"
@@ -224,3 +228,91 @@ def test_secrets_reach_workers_and_a_dead_tracker_ends_nothing(
     assert len(files) > 50
     found = [(path, name) for path in files for name, value in SECRETS.items() if value.encode() in path.read_bytes()]
     assert found == []
+
+
+def test_the_same_run_as_a_ray_job(
+    head: Head, place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    config = [str(REPOSITORY / "configs" / "tiny_cpu.yaml"), f"storage={place.storage}", "eval=none", "name=job"]
+    target = ["--target", "ray", "--address", head.dashboard]
+
+    def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*CPT, "job", *config, *arguments, *target]
+        env = {**head.secret_free, "RAY_ADDRESS": ""}
+        return subprocess.run(
+            command, cwd=place.work, env=env, capture_output=True, text=True, timeout=400, check=False
+        )  # fmt: skip
+
+    refused = job("secrets=[NOT_THERE]")  # the job's own preflight says so, and its exit code is passed on
+    assert (refused.returncode, "the secret NOT_THERE is not set" in refused.stdout) == (4, True), refused.stderr
+    done = job("train.max_steps=4", "train.save_steps=4")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    assert "Run job finished: 4 steps" in done.stdout
+    number = done.stderr.split("submitted ")[1].split()[0]
+    assert job("--do", "status", "--id", number).stdout.startswith("succeeded")
+    assert "Run job finished" in job("--do", "logs", "--id", number).stdout
+    assert job("--do", "status", "--id", "nope").returncode == 2
+
+    started = job("name=stopped_job", "train.max_steps=400", "--do", "start")
+    assert started.returncode == 0, started.stderr
+    number = started.stdout.strip()
+    assert job("--do", "stop", "--id", number).returncode == 0
+    ended = job("--do", "logs", "--id", number)
+    assert (ended.returncode != 0, "the job stopped" in ended.stderr) == (True, True), ended.stderr
+
+
+def test_over_two_nodes_of_which_one_is_lost(
+    head: Head, place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    said = tmp_path / "said.log"
+    overrides = (
+        "name=nodes", "eval=none", "resources={nodes: 2, cpus: 2}", "train.max_steps=20", "train.save_steps=4",
+        "train.logging_steps=1",
+    )  # fmt: skip
+    command = [*CPT, "run", str(REPOSITORY / "configs" / "tiny_cpu.yaml"), *overrides, "--retries", "2"]
+    output = place.storage / "nodes" / "output"
+    with tempfile.TemporaryDirectory(prefix="cpt", dir="/tmp") as folder, contextlib.ExitStack() as stack:
+
+        def node(name: str) -> subprocess.Popen[bytes]:
+            log = tmp_path / f"{name}.log"
+            env = {**head.secret_free, "RAY_TMPDIR": f"{folder}/{name}"}
+            Path(folder, name).mkdir()
+            process = start([*RAY, f"--address={head.address}", "--num-cpus=1"], env, log)
+            answers(head.address, process, log)
+            stack.callback(end, process)
+            return process
+
+        alone = subprocess.run(command, cwd=place.work, env=head.env(), capture_output=True, text=True, check=False)
+        assert (alone.returncode, "do not fit on a node each" in alone.stderr) == (4, True), alone.stderr
+        lost = node("a")
+        with said.open("w") as file, subprocess.Popen(
+            command, cwd=place.work, env=head.env(), stdout=file, stderr=file
+        ) as run:  # fmt: skip
+            deadline = time.monotonic() + 400
+            while not (output / "checkpoint-4" / "cpt-complete.json").exists() and time.monotonic() < deadline:
+                assert run.poll() is None, said.read_text()
+                time.sleep(0.1)
+            marker = json.loads((output / "checkpoint-4" / "cpt-complete.json").read_text())
+            os.killpg(lost.pid, signal.SIGKILL)  # `ray start --block`, and with it what it watches over
+            end_all(f"{folder}/a")
+            while "waits for the cluster" not in said.read_text() and time.monotonic() < deadline:
+                assert run.poll() is None, said.read_text()
+                time.sleep(0.2)
+            node("b")
+            assert run.wait(400) == 0, said.read_text()[-3000:]
+    assert marker["workers"] == 2
+    assert {name for name in marker["files"] if name.endswith("_optim_states.pt")} == {
+        f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)
+    }
+    text = said.read_text()
+    assert "resumes from" in text
+    assert "cpt: step 20/20" in text
+    assert "Run nodes finished: 20 steps" in text
+
+
+def end_all(mark: str) -> None:
+    """Kill whatever has this place in its environment: a machine that goes away."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                os.kill(int(path.parent.name), signal.SIGKILL)

@@ -40,13 +40,16 @@ SECRET_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Resources:
-    """What the run holds: `workers` Ray workers, each one GPU, or one CPU where `device` is cpu."""
+    """What the run holds: `workers` Ray workers in all, each one GPU, or one CPU where `device` is cpu, spread evenly
+    over `nodes`.
+    """
 
     workers: int
     device: Literal["gpu", "cpu"]
     accelerator: str | None = None
     same_node: bool = True
     cluster: Cluster = "auto"
+    nodes: int = 1
 
 
 @dataclass(frozen=True)

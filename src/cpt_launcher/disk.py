@@ -86,6 +86,13 @@ def remove_tree(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """A file as it is, with the folders it needs."""
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
 def sync_tree(folder: Path) -> None:
     """Have the disk take every file below a folder, and let others read them."""
     with storage_errors(folder):

@@ -103,6 +103,7 @@ def load(layout: Layout) -> Run:
             ended = True
         elif kind == "phase":
             phase = str(event.get("phase"))
+            ended = ended or phase == "starting workers"
         elif kind == "checkpoint":
             saved = event
     known = record.read(layout) or {}

@@ -23,6 +23,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
+Sink = Callable[[str], None]
+
+
+def environment() -> dict[str, str]:
+    """This process's own variables."""
+    return dict(os.environ)
+
+
 @dataclass(frozen=True)
 class Exit:
     """How the process ended: its exit code, and the signal that the user sent, if any."""

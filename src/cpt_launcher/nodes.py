@@ -81,7 +81,7 @@ def _resources(plan: Plan, cluster: Cluster) -> list[Problem]:
     insufficient_resources_manager.py looks at CPUs and GPUs only).
     """
     wanted, strategy = _bundle(plan), _train(plan).get("placement_strategy", "PACK")
-    room = [_room(node.resources, wanted) for node in cluster.nodes]
+    room = [_room(node.resources, wanted) for node in cluster.nodes if not node.error]
     if strategy == "STRICT_SPREAD":
         fits = sum(count > 0 for count in room) >= plan.workers
     else:

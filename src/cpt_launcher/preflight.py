@@ -65,6 +65,15 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     return ready
 
 
+def room(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
+    """Whether a cluster that lost a node can hold the workers again."""
+    try:
+        there = cluster.probe(plan, environ)
+    except NotReadyError as error:
+        return list(error.problems)
+    return [problem for name, problem in nodes.problems(plan, there) if name == "resources"]
+
+
 def check_tokenizing(plan: Plan) -> None:
     """What `cpt tokenize` needs.
 

@@ -166,7 +166,7 @@ class _Reader(Values):
     def _resources(self, values: Mapping[str, object]) -> Resources:
         at = "resources"
         raw: dict[str, object] = self._take(values, at, dict, {})
-        self._known(raw, ("gpus", "cpus", "accelerator", "same_node", "cluster"), (at,))
+        self._known(raw, ("gpus", "cpus", "nodes", "accelerator", "same_node", "cluster"), (at,))
         gpus, cpus = self._take(raw, "gpus", int, 0, at), self._take(raw, "cpus", int, 0, at)
         if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
             asked = f"gpus: {gpus}, cpus: {cpus}"
@@ -175,11 +175,18 @@ class _Reader(Values):
         cluster = self._take(raw, "cluster", str, "auto", at)
         if cluster not in ("auto", "anyscale", "ray"):
             self._add(f"resources.cluster cannot be {cluster!r}", (at, "cluster"), "auto, anyscale or ray")
+        nodes = self._take(raw, "nodes", int, 1, at)
+        if nodes < 1 or (gpus or cpus) % nodes:
+            what = f"{gpus or cpus} workers cannot be spread evenly over {nodes} nodes"
+            self._add(what, (at, "nodes"), "gpus and cpus count all nodes: {nodes: 2, gpus: 8}", "out-of-range")
+        if nodes > 1 and raw.get("same_node") is True:
+            self._add("same_node: true and several nodes", (at, "same_node"), "leave one of the two out")
         return Resources(
             workers=gpus or cpus,
             device="gpu" if gpus else "cpu",
             accelerator=self._take(raw, "accelerator", str, "", at) or None,
-            same_node=self._take(raw, "same_node", bool, True, at),
+            same_node=nodes == 1 and self._take(raw, "same_node", bool, True, at),
+            nodes=max(nodes, 1),
             cluster="anyscale" if cluster == "anyscale" else "ray" if cluster == "ray" else "auto",
         )
 

@@ -48,17 +48,21 @@ def ray_resources(resources: Resources, *, anyscale: bool) -> tuple[dict[str, ob
 
     Anyscale picks a whole node by its shape, `anyscale/accelerator_shape:4xL40S`. Plain Ray knows no such
     label and would wait for it for ever: there STRICT_PACK keeps the workers on one node, and
-    `accelerator_type:L40S` (https://docs.ray.io/en/latest/ray-core/accelerator-types.html) names the card.
+    `accelerator_type:L40S` (https://docs.ray.io/en/latest/ray-core/accelerator-types.html) names the card. On several
+    nodes PACK fills one after the other; with one worker each, STRICT_SPREAD keeps them apart.
     """
+    each = resources.workers // resources.nodes
+    apart = "STRICT_SPREAD" if resources.nodes > 1 and each == 1 else None
     if resources.device == "cpu":
-        return {"CPU": 1}, None
+        return {"CPU": 1}, apart
     wanted: dict[str, object] = {"GPU": 1}
-    shape = anyscale and resources.same_node and resources.accelerator is not None
+    shape = anyscale and resources.accelerator is not None and (resources.same_node or resources.nodes > 1)
     if shape:
-        wanted[f"anyscale/accelerator_shape:{resources.workers}x{resources.accelerator}"] = 0.001
+        wanted[f"anyscale/accelerator_shape:{each}x{resources.accelerator}"] = 0.001
     elif resources.accelerator:
         wanted[f"accelerator_type:{resources.accelerator}"] = 0.001
-    return wanted, "STRICT_PACK" if resources.same_node and not shape and resources.workers > 1 else None
+    packed = resources.same_node and not shape and resources.workers > 1
+    return wanted, "STRICT_PACK" if packed else apart
 
 
 def _fill(name: str, values: Mapping[str, object]) -> str:

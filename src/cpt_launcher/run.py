@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ from cpt_launcher.results import Results
 from cpt_launcher.secrets import named, redact, values
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0  # seconds before another try
+ROOM_POLL, ROOM_WAIT = 15.0, 3600.0  # seconds for which a cluster that lost a node is waited for
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,11 @@ def run(
         show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
         handed = named(plan.secrets, environ)
         with cluster.holding(handed, environ) if ready.cluster and handed else contextlib.nullcontext() as key:
-            return plan, _attempts(plan, environ, show, marked=ready.marked, secrets_key=key)
+            return plan, _attempts(plan, environ, show, ready, secrets_key=key)
 
 
 def _attempts(
-    plan: Plan, environ: Mapping[str, str], show: Show, *, marked: bool, secrets_key: str | None
+    plan: Plan, environ: Mapping[str, str], show: Show, ready: preflight.Ready, *, secrets_key: str | None
 ) -> Results | None:
     """Train, and after a failure that another try can mend, train on from the newest complete checkpoint."""
     before = record.read(plan.layout) or {}
@@ -91,12 +93,12 @@ def _attempts(
     earlier = before.get("mlflow_run")
     mlflow_run = closing.open_tracking(plan, environ, earlier if isinstance(earlier, str) else None, show.step)
     settings = closing.settings(plan.layout.run, mlflow_run, environ)
-    attempt = Attempt(plan, environ, show, marked=marked, secrets_key=secrets_key, strict=strict, settings=settings)
+    attempt = Attempt(plan, environ, show, ready.marked, secrets_key, strict=strict, settings=settings)
     attempt.make_room()
     ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in plan.copies}
     data = {path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours}
     arguments = [redact(text, values(plan.secrets, environ)) for text in sys.argv]
-    known = record.start(plan, marked=marked, arguments=arguments, git=_git(), data=data, mlflow_run=mlflow_run)
+    known = record.start(plan, marked=ready.marked, arguments=arguments, git=_git(), data=data, mlflow_run=mlflow_run)
 
     def end(state: record.State, code: int, cause: str | None = None) -> None:
         closing.close(plan, environ, known, state, code, cause, show.step)
@@ -119,10 +121,34 @@ def _attempts(
         known = record.restarted(plan.layout, known, ended.failure.cause, ended.step)
         show.step(f"failed: {ended.failure.cause}")
         show.step(f"tries again in {wait:.0f} s ({number + 1} of {plan.retries})")
-        if (signal := launch.pause(wait)) is not None:
-            end("interrupted", InterruptedRunError.exit_code, signal.name)
-            raise _interrupted(plan, signal.name, saved=attempt.saved())
+        came = launch.pause(wait)
+        try:
+            stopped = came.name if came else _wait_for_room(plan, environ, show) if ready.cluster else None
+        except NotReadyError as error:
+            end("failed", error.exit_code, error.problems[0].what)
+            raise
+        if stopped is not None:
+            end("interrupted", InterruptedRunError.exit_code, stopped)
+            raise _interrupted(plan, stopped, saved=attempt.saved())
     raise AssertionError("the last attempt returns or raises")
+
+
+def _wait_for_room(plan: Plan, environ: Mapping[str, str], show: Show) -> str | None:
+    """After a node was lost Ray would wait for another one in silence. Returns the signal that ended the waiting.
+
+    Raises:
+        NotReadyError: the cluster has no room within an hour.
+    """
+    said, deadline = False, time.monotonic() + ROOM_WAIT
+    while lacking := preflight.room(plan, environ):
+        if time.monotonic() > deadline:
+            raise NotReadyError(*lacking)
+        if not said:
+            show.step(f"waits for the cluster: {lacking[0].what}")
+            said = True
+        if (came := launch.pause(ROOM_POLL)) is not None:
+            return came.name
+    return None
 
 
 def _mendable(failure: Failure, steps: int) -> bool:

@@ -1,0 +1,113 @@
+"""A run's files in one folder, to be a job's working directory: config, registry, DeepSpeed JSON, and this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cpt_launcher import assets, dataset, disk, manifest, plan, reader, yamlfile
+from cpt_launcher.config import PlainConfig, RunConfig
+from cpt_launcher.dataset import Copy, Entry
+from cpt_launcher.errors import ConfigError, DataError, Problem
+from cpt_launcher.layout import Layout
+
+MOST = 100_000_000  # bytes of data that go along; Ray refuses working directories above 500 MiB
+CONFIG = "config.yaml"
+ENTRYPOINT = f"python -m cpt_launcher run {CONFIG}"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What goes into the folder: texts by their name, and files that are copied, with theirs."""
+
+    config: RunConfig
+    texts: dict[str, str]
+    files: dict[str, Path]
+
+
+def make(path: Path, overrides: Sequence[str]) -> Bundle:
+    """Collect what the job needs of this machine.
+
+    Raises:
+        ConfigError: a LLaMA-Factory YAML, or a model or template that the job will not find.
+        DataError: data that is neither small nor on the storage yet.
+    """
+    document = reader.overridden(yamlfile.read(path), overrides)
+    config = reader.read(path, overrides)
+    if isinstance(config, PlainConfig) or not isinstance(document.value, dict):
+        raise ConfigError(Problem("a LLaMA-Factory YAML is no launcher config", str(path), "cpt job takes a config"))
+    values = {**document.value, "storage": str(config.storage)}
+    texts: dict[str, str] = {}
+    files = _package()
+    if config.model.startswith("/"):
+        values["model"] = config.model
+        if not config.model.startswith(f"{config.storage}/") and not config.model.startswith("/mnt/"):
+            hint = f"put it under {config.storage}, which the job sees"
+            raise ConfigError(Problem("the model is a folder of this machine", config.model, hint))
+    if deepspeed := plan.deepspeed_file(config):
+        files[f"{assets.DEEPSPEED}/{deepspeed.name}"] = deepspeed
+        values["deepspeed"] = deepspeed.name
+    if config.template.endswith(".j2"):
+        files[Path(config.template).name] = assets.from_user(config.template)
+        values["template"] = Path(config.template).name
+    held_out = config.evaluation.datasets if config.evaluation else ()
+    names = tuple(dict.fromkeys((*config.datasets, *held_out)))
+    entries = dataset.find(names, assets.search_path(assets.DATASETS, path), config.storage)
+    registry = {}
+    for entry in entries:
+        fields, data = _entry(entry, config)
+        if fields is not None:
+            registry[entry.name] = fields
+            files |= {f"{assets.DATASETS}/{name}": source for name, source in data.items()}
+    texts[f"{assets.DATASETS}/{assets.REGISTRY}"] = json.dumps(registry, indent=2, ensure_ascii=False) + "\n"
+    texts[CONFIG] = f"# {path.name}, as it is run by this job\n{yamlfile.dump(values)}"
+    return Bundle(replace(config, path=path), texts, files)
+
+
+def write(bundle: Bundle, folder: Path) -> None:
+    """Put it there; what is there already and not of it goes.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    disk.remove_tree(folder)
+    for name, text in bundle.texts.items():
+        disk.write_text(folder / name, text)
+    for name, source in bundle.files.items():
+        disk.copy_file(source, folder / name)
+
+
+def _entry(entry: Entry, config: RunConfig) -> tuple[dict[str, object] | None, dict[str, Path]]:
+    """An entry as the job's registry has it, with its files; None where the storage's own registry is enough."""
+    if entry.source is None or "://" in entry.source:
+        source = {"source": entry.source} if entry.source else {}
+        return {**entry.fields, **source}, {}
+    copies = dataset.copies(entry, config.storage)
+    if _staged(copies, config.storage):
+        return None, {}
+    size = sum(Path(copy.source).stat().st_size for copy in copies)
+    if size > MOST:
+        what = f"the data of '{entry.name}' ({size / 1e6:,.0f} MB) is not on {config.storage} yet"
+        hint = f"cpt stage-data {config.path} --storage {config.storage}, where that is mounted"
+        raise DataError(Problem(what, entry.source, hint))
+    root, folder = Path(entry.source), f"data/{Path(entry.source).name}"
+    inner = {copy.source: Path(copy.source).relative_to(root) for copy in copies}
+    files = {str(Path(folder) / name): Path(source) for source, name in inner.items()}
+    return {**entry.fields, "source": folder, "file_name": entry.staged_name}, files
+
+
+def _staged(copies: Sequence[Copy], storage: Path) -> bool:
+    known = manifest.read(Layout(storage, ""))
+    return bool(copies) and all(
+        (record := known.get(copy.target.relative_to(storage).as_posix())) is not None and record.matches(copy.target)
+        for copy in copies
+    )
+
+
+def _package() -> dict[str, Path]:
+    """This package's own files, so that every worker of the job has them, of this very version."""
+    root = Path(__file__).parent
+    wanted = (path for path in root.rglob("*") if path.is_file() and path.suffix in (".py", ".json", ".j2"))
+    return {f"{root.name}/{path.relative_to(root)}": path for path in wanted if "shipped" not in path.parts}

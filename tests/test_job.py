@@ -1,0 +1,142 @@
+"""The job's files, and that Anyscale's own classes take its YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cpt_launcher import bundle, job_anyscale, job_ray
+from cpt_launcher.errors import ConfigError, DataError
+
+from .conftest import Outcome
+
+Cpt = Callable[..., Outcome]
+
+
+def test_an_anyscale_job(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("anyscale.job.models")
+    arguments = ("job", "my.yaml", "storage=/mnt/user_storage/cpt", "train.cutoff_len=64", "--timeout", "12")
+    done = cpt(*arguments)
+    assert done.code == 0, done.err
+    folder = workspace / "jobs" / "first"
+    assert done.out == f"anyscale job submit -f {folder}/job.yaml\n"
+    found = models.JobConfig.from_yaml(str(folder / "job.yaml"))
+    assert (found.name, found.max_retries, found.timeout_s) == ("first", 3, 43_200)
+    assert found.entrypoint == "python -m cpt_launcher run config.yaml"
+    assert found.containerfile == str(folder / "Containerfile")
+    assert "HF_TOKEN" in (folder / "job.yaml").read_text()
+    assert "HF_TOKEN" not in found.env_vars
+    text = (folder / "Containerfile").read_text()
+    assert text.startswith("FROM anyscale/ray-llm:2.48.0-py311-cu128\n")
+    for pin in ("llamafactory==0.9.3", "deepspeed==0.16.9", "hf_transfer==", "typer=="):
+        assert pin in text
+    config = yaml.safe_load((folder / "files" / "config.yaml").read_text())
+    assert (config["storage"], config["train"]["cutoff_len"]) == ("/mnt/user_storage/cpt", 64)
+    registry = json.loads((folder / "files" / "dataset-configs" / "dataset_info.json").read_text())
+    assert registry["corpus"]["source"] == "data/corpus.jsonl"
+    again = cpt(*arguments, "--image", "me/image:1", "--compute", "four-l40s", "--out", "other")
+    assert again.code == 0, again.err
+    found = models.JobConfig.from_yaml(str(workspace / "other" / "job.yaml"))
+    assert (found.image_uri, found.compute_config, found.containerfile) == ("me/image:1", "four-l40s", None)
+
+
+def test_the_files_run_by_themselves(cpt: Cpt, workspace: Path, tmp_path: Path) -> None:
+    """As the job's entrypoint does, with nothing of this clone on the path."""
+    made = bundle.make(Path("my.yaml"), ["eval={share: 0.1}"])
+    bundle.write(made, tmp_path / "files")
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = (
+        "import sys; sys.path[:] = [p for p in sys.path if 'src' not in p]; sys.path.insert(0, '');"
+        " sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()];"
+        " import runpy; sys.argv = ['cpt', 'run', 'config.yaml', '--dry-run'];"
+        " runpy.run_module('cpt_launcher', run_name='__main__')"
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "files", env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/files/dataset-configs/data/corpus.jsonl\n    -> {workspace}/storage/corpus.jsonl" in done.stdout
+    assert "eval_dataset: corpus@last-10pc" in done.stdout
+
+
+def test_data_that_is_there_stays_there(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:
+    assert cpt("stage-data", "my.yaml").code == 0
+    made = bundle.make(Path("my.yaml"), [])
+    assert json.loads(made.texts["dataset-configs/dataset_info.json"]) == {}
+    (workspace / "dataset-configs" / "corpus.jsonl").write_text('{"text": "another"}\n')
+    clean_env.setattr(bundle, "MOST", 10)
+    with pytest.raises(DataError, match="is not on"):
+        bundle.make(Path("my.yaml"), [f"storage={workspace}"])
+
+
+@pytest.mark.parametrize("storage", ["/mnt/cluster_storage", "/mnt/cluster_storage/x", "/tmp/x", "/data"])
+def test_a_storage_that_a_job_would_lose(cpt: Cpt, workspace: Path, storage: str) -> None:
+    done = cpt("job", "my.yaml", f"storage={storage}")
+    assert done.code == 2
+    assert "is lost with the job's cluster" in done.err
+    assert "storage=/mnt/user_storage" in done.err
+    assert not (workspace / "jobs").exists()
+
+
+def test_a_model_of_this_machine(workspace: Path) -> None:
+    (workspace / "model").mkdir()
+    with pytest.raises(ConfigError, match="a folder of this machine"):
+        bundle.make(Path("my.yaml"), ["model=./model"])
+
+
+def test_submitting_with_the_anyscale_command(
+    cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = ("job", "my.yaml", "storage=/mnt/user_storage", "--submit")
+    clean_env.setenv("PATH", str(tmp_path))
+    done = cpt(*arguments)
+    assert (done.code, "anyscale job submit -f" in done.err) == (4, True)
+    program = tmp_path / "anyscale"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\necho not signed in\nexit ${{CODE:-0}}\n')
+    program.chmod(0o755)
+    clean_env.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert cpt(*arguments).code == 0
+    assert (tmp_path / "called").read_text() == f"job submit -f {workspace}/jobs/first/job.yaml\n"
+    clean_env.setenv("CODE", "1")
+    done = cpt(*arguments)
+    assert (done.code, "anyscale did not take the job: not signed in" in done.err) == (1, True)
+
+
+def test_a_dashboard_that_is_not_there(cpt: Cpt, workspace: Path) -> None:
+    pytest.importorskip("ray.job_submission")
+    done = cpt("job", "my.yaml", "--target", "ray", "--address", "http://127.0.0.1:9")
+    assert (done.code, "no Ray dashboard answers" in done.err) == (4, True)
+    assert cpt("job", "my.yaml", "--target", "ray").code == 2
+
+
+class Client:
+    """What Ray says of a job whose runtime environment could not be made; it has no log."""
+
+    def get_job_info(self, _: str) -> object:
+        from types import SimpleNamespace
+
+        status = SimpleNamespace(value="FAILED", is_terminal=lambda: True)
+        message = "runtime_env setup failed: no such package"
+        return SimpleNamespace(status=status, message=message, error_type="JOB_SUPERVISOR", driver_exit_code=None)
+
+    def get_job_logs(self, _: str) -> str:
+        return ""
+
+
+def test_a_runtime_environment_that_fails_is_shown() -> None:
+    with pytest.raises(job_ray.JobFailedError, match="runtime_env setup failed: no such package") as caught:
+        job_ray.follow(Client(), "j", lambda _: None)
+    assert caught.value.exit_code == 1
+
+
+def test_the_storage_rule_is_for_jobs_only() -> None:
+    job_anyscale.require_storage(Path("/mnt/shared_storage/me"))
+    with pytest.raises(ConfigError):
+        job_anyscale.require_storage(Path("/mnt/cluster_storage"))
