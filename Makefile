@@ -35,7 +35,7 @@ fuzz: install
 
 # Names and versions of the stack, torch and its CUDA packages left out: those come with TORCH.
 pins:
-	uv pip compile -q pyproject.toml --extra train --extra dev --universal --python-version 3.10 --upgrade \
+	uv pip compile -q pyproject.toml --extra train --extra fast --extra dev --universal --python-version 3.10 --upgrade \
 	  --no-emit-index-url --no-annotate --no-header -o pins.txt
 	sed -i -E '/^(torch|triton|nvidia-|cuda-)/d' pins.txt
 

@@ -93,6 +93,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job_anyscale": {"assets", "bundle", "errors", "launch", "yamlfile"},
     "job_ray": {"bundle", "errors"},
     "cli_job": {"assets", "bundle", "disk", "errors", "job_anyscale", "job_ray", "launch", "terminal", "validate"},
+    "shape": {"errors"},
+    "memory": {"shape"},
+    "pace": {"memory"},
+    "sizing": {
+        "errors", "footprint", "layout", "manifest", "memory", "pace", "plan", "records", "schema", "shape",
+    },
+    "cli_plan": {"errors", "pace", "plan", "progress", "reader", "sizing", "terminal", "validate"},
     "run": {
         "attempt", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest", "plan",
         "preflight", "record", "results", "secrets", "stage", "token_count", "tokenized",
@@ -102,8 +109,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "progress", "records", "results", "stage", "token_count",
     },
     "cli": {
-        "__init__", "assets", "cli_job", "cli_models", "cli_runs", "config", "demo", "disk", "editor", "errors",
-        "fetch", "findings", "launch", "live", "plan", "reader", "run", "schema", "stage", "terminal", "validate",
+        "__init__", "assets", "cli_job", "cli_models", "cli_plan", "cli_runs", "config", "demo", "disk", "editor",
+        "errors", "fetch", "findings", "launch", "live", "plan", "reader", "run", "schema", "stage", "terminal",
+        "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip
@@ -120,7 +128,7 @@ HEAVY = {
     "huggingface_hub",
 }
 WRITES = {"write_text", "write_bytes", "mkdir", "rename", "replace", "unlink", "symlink_to", "touch", "chmod"}
-PRINTS = {"cli", "cli_job", "cli_models", "cli_runs", "terminal"}
+PRINTS = {"cli", "cli_job", "cli_models", "cli_plan", "cli_runs", "terminal"}
 PROCESSES = {"subprocess", "signal"}
 STARTS = {"cluster", "launch", "ray_cluster"}
 

@@ -97,7 +97,8 @@ def test_stage_data_of_everything_in_the_working_directory(cpt: Cpt, workspace: 
     done = cpt("stage-data", "--storage", "storage", "--json")
     staged = {Path(item["path"]).name for item in json.loads(done.out)["staged"]}
     assert staged == {
-        "corpus.jsonl", "dataset_info.json", "ds_z2_config.json", "ds_z3_config.json", "ds_z3_offload_config.json",
+        "corpus.jsonl", "dataset_info.json", "ds_z2_config.json", "ds_z3_config.json", "ds_z3_fast_config.json",
+        "ds_z3_offload_config.json",
     }  # fmt: skip
 
 

@@ -111,7 +111,9 @@ def wrong_types(args: Arguments) -> Iterator[Finding]:
             yield args.error("number-as-text", name, f"{name}: {value!r} is text, not a number", f"write {number!r}")
         else:
             kinds = " or ".join(dict.fromkeys(argument.types))
-            yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}")
+            quoted = next((word for word in ("no", "off") if value is False and word in argument.choices), "no")
+            hint = f"YAML reads no, off and false as false: write '{quoted}' in quotes" if value is False else ""
+            yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}", hint)
 
 
 def wrong_choices(args: Arguments) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import __version__, assets, cli_job, cli_models, cli_runs, disk, launch, reader, terminal
+from cpt_launcher import __version__, assets, cli_job, cli_models, cli_plan, cli_runs, disk, launch, reader, terminal
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
@@ -205,6 +205,7 @@ def demo(
 cli_runs.register(app)
 cli_models.register(app)
 cli_job.register(app)
+cli_plan.register(app)
 
 
 def _train(

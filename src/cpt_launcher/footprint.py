@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,24 @@ def on_storage(plan: Plan) -> Footprint | None:
     """What the checkpoints take that are there at once; None where the model or the number of saves is not known."""
     parameters = count_parameters(Path(plan.model)) if plan.model.startswith("/") else None
     train = yaml.safe_load(plan.train_yaml) or {}
-    saves = _saves(train)
-    if not parameters or saves is None:
+    count = kept(train, plan.keep)
+    if not parameters or count is None:
         return None
-    mixed = bool(train.get("bf16") or train.get("fp16"))
-    limits = [keep + 1 for keep in (plan.keep, train.get("save_total_limit")) if isinstance(keep, int) and keep > 0]
-    each = (2 if mixed else 4) if train.get("save_only_model") else (MIXED if mixed else FULL)
-    return Footprint(min([saves, *limits]), parameters * each, parameters * (2 if mixed else 4))
+    return Footprint(count, *bytes_of(parameters, parameters, train))
+
+
+def bytes_of(loaded: int, trained: int, train: Mapping[str, object]) -> tuple[int, int]:
+    """Bytes of a checkpoint and of the final model. What is loaded and not trained has no optimizer state."""
+    weights = (2 if train.get("bf16") or train.get("fp16") else 4) * loaded
+    states = (MIXED - 2 if train.get("bf16") or train.get("fp16") else FULL - 4) * trained
+    return weights + (0 if train.get("save_only_model") else states), weights
+
+
+def kept(train: Mapping[str, object], keep: int) -> int | None:
+    """How many checkpoints are there at once; None where the number of saves is not known."""
+    saves = _saves(train)
+    limits = [most + 1 for most in (keep, train.get("save_total_limit")) if isinstance(most, int) and most > 0]
+    return None if saves is None else min([saves, *limits])
 
 
 def count_parameters(model: Path) -> int | None:
@@ -61,7 +73,7 @@ def count_parameters(model: Path) -> int | None:
     return total or None
 
 
-def _saves(train: dict[str, object]) -> int | None:
+def _saves(train: Mapping[str, object]) -> int | None:
     """How often a run of `max_steps` saves: every save_steps, and at the end (transformers, DefaultFlowCallback)."""
     steps, every = train.get("max_steps"), train.get("save_steps", 500)
     if train.get("save_strategy") == "no":

@@ -242,7 +242,7 @@ def _children() -> set[int]:
 
 def _end_leftovers(mine: set[int]) -> None:
     """End what the run left: a moment to go by itself, then SIGTERM, then SIGKILL."""
-    for number, seconds in ((None, 3.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    for number, seconds in ((None, min(3.0, grace())), (signal.SIGTERM, min(5.0, grace())), (signal.SIGKILL, 5.0)):
         deadline = time.monotonic() + seconds
         if number is not None:
             for pid in _leftovers(mine):

@@ -129,6 +129,9 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
     if missing:
         return [_not_installed(missing)]
+    if "enable_liger_kernel: true" in plan.train_yaml and importlib.util.find_spec("liger_kernel") is None:
+        what = "train.enable_liger_kernel is set, and liger-kernel is not installed"
+        return [Problem(what, sys.prefix, "pip install -c pins.txt -e '.[train,fast]', or leave it out")]
     have = record.versions()
     what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
     return [Problem(what.format(name, have[name], latest), sys.prefix, INSTALL) for name, latest in too_late(have)]
