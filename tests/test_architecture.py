@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "registry": {"dataset", "disk", "errors", "layout"},
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "registry", "source", "transfer"},
-    "preflight": {"cluster", "errors", "fetch", "footprint", "nodes", "plan", "record", "tracker"},
+    "preflight": {"cluster", "errors", "fetch", "footprint", "nodes", "plan", "record", "sizing", "tracker"},
     "launch": {"errors"},
     "exporting": set(),
     "export": {

@@ -119,6 +119,25 @@ def test_the_fast_recipe_is_planned_to_be_many_times_the_guides(tmp_path: Path) 
     assert rates[1] > 20 * rates[0]
 
 
+@pytest.mark.parametrize(
+    ("card", "warned"),
+    [
+        ("L40S", True),
+        ("NVIDIA L40S", True),
+        ("A100-40G", True),
+        ("NVIDIA H100 80GB HBM3", False),
+        ("T4", False),
+        ("", False),
+    ],
+)
+def test_a_run_that_will_not_fit_is_warned_of(card: str, warned: bool, tmp_path: Path) -> None:
+    config = reader.read(REPOSITORY / "configs" / "gemma3_4b_fast.yaml", [f"storage={tmp_path}"], {})
+    said = sizing.too_large(plan_run(config, {}), {"HOME": str(tmp_path)}, card)
+    assert (said is not None) == warned
+    if said:
+        assert "largest micro-batch that fits is" in said
+
+
 def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     config = str(REPOSITORY / "configs" / "gemma3_4b.yaml")
     more = (f"storage={tmp_path}", "--tokens", "50000", "--rate", "1.5", "train.max_samples=null")

@@ -7,12 +7,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from cpt_launcher import cluster, fetch, footprint, nodes, record, tracker
+from cpt_launcher import cluster, fetch, footprint, nodes, record, sizing, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.plan import Plan
 
@@ -62,7 +62,8 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
         ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
     if found:
         raise NotReadyError(*(_skippable(name, item) for name, item in found))
-    return ready
+    large = sizing.too_large(plan, environ, _card(plan))
+    return replace(ready, warnings=(*ready.warnings, large)) if large else ready
 
 
 def room(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -239,6 +240,15 @@ def executable(name: str, environ: Mapping[str, str]) -> str | None:
     """A command on PATH, else beside this Python: `.venv/bin/cpt` works without activating the venv."""
     beside = Path(sys.executable).parent
     return shutil.which(name, path=environ.get("PATH")) or shutil.which(name, path=str(beside))
+
+
+def _card(plan: Plan) -> str:
+    """The card that the workers will be on, as far as the labels or this machine say; empty where they do not."""
+    if plan.device == "cpu":
+        return ""
+    wanted = yaml.safe_load(plan.train_yaml).get("resources_per_worker")
+    shapes = [str(key).rpartition("x")[2] for key in wanted if "accelerator_shape" in key] if wanted else []
+    return _accelerator(plan) or next(iter([*shapes, *record.gpu_names()]), "")
 
 
 def _accelerator(plan: Plan) -> str | None:

@@ -83,6 +83,23 @@ def size(plan: Plan, environ: Mapping[str, str], *, tokens: int | None = None, r
     )
 
 
+def too_large(plan: Plan, environ: Mapping[str, str], card: str) -> str | None:
+    """A word of warning where the run is not expected to fit the card; None where it is, or where nobody knows."""
+    name = next((name for name in pace.gpus() if name.replace("-", " ") in card.replace("-", " ").upper()), None)
+    if name is None or plan.device == "cpu":
+        return None
+    try:
+        found = size(plan, environ)
+    except ConfigError:
+        return None
+    on = next(item for item in found.cards if item.card == name)
+    if on.fits:
+        return None
+    need, have = found.memory.needed / 1e9, pace.gpu(name).memory / 1e9
+    most = f"the largest micro-batch that fits is {on.largest}" if on.largest else "no micro-batch fits"
+    return f"each GPU will need about {need:.0f} GB and a {name} has {have:.0f}: {most} (`cpt plan` has the parts)"
+
+
 def _setting(kind: shape.Shape, train: Mapping[str, object], plan: Plan, zero: Mapping[str, object]) -> Setting:
     auto = {"reduce_bucket_size": kind.hidden**2, "stage3_prefetch_bucket_size": int(0.9 * kind.hidden**2)}
 
