@@ -115,7 +115,7 @@ def test_the_fast_recipe_is_planned_to_be_many_times_the_guides(tmp_path: Path) 
     for name in ("gemma3_4b.yaml", "gemma3_4b_fast.yaml"):
         config = reader.read(REPOSITORY / "configs" / name, [f"storage={tmp_path}"], {})
         found = sizing.size(plan_run(config, {}), {"HOME": str(tmp_path)})
-        rates.append(next(card.pace.rate for card in found.cards if card.card == "H200"))
+        rates += [card.pace.rate for card in found.cards if card.card == "H200" and card.pace]
     assert rates[1] > 20 * rates[0]
 
 
@@ -151,6 +151,9 @@ def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     assert found["steps"] == 24  # 97 blocks, 24 batches of the four workers, 12 steps, two epochs
     assert [card["card"] for card in found["cards"]] == list(pace.gpus())
     assert cpt("plan", config, "--gpu", "B9").code == 2
+    offloaded = cpt("plan", config, *more, "deepspeed=ds_z3_offload_config.json", "--gpu", "L40S")
+    assert "Host memory for offloading: 71 GB" in offloaded.out  # 18 bytes a parameter, and the tower's 2
+    assert offloaded.out.splitlines()[-1].split()[3:5] == ["?", "?"]  # no measurements, no figure
 
 
 def test_a_model_that_is_not_known(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -165,6 +168,9 @@ def test_a_model_that_is_not_known(cpt: Callable[..., Outcome], tmp_path: Path) 
         (folder / "config.json").write_text(json.dumps(broken))
         with pytest.raises(ConfigError, match=r"is not known|is missing"):
             shape.find(str(folder))
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match="there is no config"):
+        shape.find(str(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json"):
         shape.find(str(folder))

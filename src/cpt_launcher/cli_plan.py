@@ -46,8 +46,8 @@ def _row(found: OnCard) -> tuple[str, ...]:
         return (found.card, "no", str(found.largest or "none"), "-", "-", "-", "-")
     time = progress.duration(found.seconds) if found.seconds is not None else "?"
     price = f"{found.price:,.2f}" if found.price is not None else "-"
-    expected = found.pace
-    return (found.card, "yes", str(found.largest), f"{expected.step:.2f}", f"{expected.rate:,.0f}", time, price)
+    step, rate = (f"{found.pace.step:.2f}", f"{found.pace.rate:,.0f}") if found.pace else ("?", "?")
+    return (found.card, "yes", str(found.largest), step, rate, time, price)
 
 
 def _text(run: str, found: Sizing) -> list[str]:

@@ -86,10 +86,14 @@ def find(model: str, cache: Path | None = None) -> Shape:
     if cache is not None and not files:
         files = sorted(cache.glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"))
     for path in files:
+        if not path.is_file():
+            hint = "check the path; cpt fetch-model fetches a model, cpt demo makes the demo's"
+            raise ConfigError(Problem("there is no config.json of a model", str(path.parent), hint, "model-shape"))
         try:
             return read(model, json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
-            raise ConfigError(Problem(f"not a model's config.json: {error}", str(path), "", "model-shape")) from None
+            hint = "fetch the model again"
+            raise ConfigError(Problem(f"not a model's config.json: {error}", str(path), hint, "model-shape")) from None
     table = known()
     if model not in table:
         hint = f"give a folder with its config.json (cpt fetch-model), or one of {', '.join(table)}"

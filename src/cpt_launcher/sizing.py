@@ -30,14 +30,15 @@ _ZERO = {
 
 @dataclass(frozen=True)
 class OnCard:
-    """A card, whether the run fits it, the largest micro-batch that does (0: none), and the pace there. `seconds` and
-    `price` of the whole run, None where steps or rate are not known.
+    """A card, whether the run fits it, the largest micro-batch that does (0: none), and the pace there, None with
+    offloading, for which there are no measurements. `seconds` and `price` of the whole run, None where pace, steps or
+    rate are not known.
     """
 
     card: str
     fits: bool
     largest: int
-    pace: Pace
+    pace: Pace | None
     seconds: float | None
     price: float | None
 
@@ -147,7 +148,11 @@ def _deepspeed(plan: Plan, train: Mapping[str, object]) -> Mapping[str, object]:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(Problem(f"not a readable DeepSpeed file: {error}", path, rule="ds-json")) from None
+            what, hint = (
+                f"not a readable DeepSpeed file: {error}",
+                "check the path; cpt stage-data puts it on the storage",
+            )
+            raise ConfigError(Problem(what, path, hint, "ds-json")) from None
     else:
         values = {}
     zero = values.get("zero_optimization", {}) if isinstance(values, dict) else {}
@@ -185,12 +190,12 @@ def _steps(train: Mapping[str, object], setting: Setting, tokens: int | None) ->
 
 def _on(name: str, setting: Setting, steps: int | None, rate: float | None) -> OnCard:
     card = pace.gpu(name)
-    expected = pace.estimate(setting, card)
-    seconds = steps * expected.step if steps else None
+    offloads = setting.offload_optimizer or setting.offload_parameters
+    expected = None if offloads else pace.estimate(setting, card)
+    seconds = steps * expected.step if steps and expected else None
     price = seconds / 3600 * setting.workers * rate if seconds is not None and rate is not None else None
-    return OnCard(
-        name, memory.estimate(setting).needed <= card.memory, _largest(setting, card.memory), expected, seconds, price
-    )
+    fits = memory.estimate(setting).needed <= card.memory
+    return OnCard(name, fits, _largest(setting, card.memory), expected, seconds, price)
 
 
 def _largest(setting: Setting, room: float) -> int:
