@@ -34,7 +34,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps({**asdict(found), "cards": [asdict(card) for card in cards]}, indent=1))
         return
-    typer.echo("\n".join(_text(planned.layout.run, found)))
+    typer.echo("\n".join(_text(planned.layout.run, planned.device.upper(), found)))
     terminal.table([HEAD, *(_row(card) for card in cards)])
 
 
@@ -50,7 +50,7 @@ def _row(found: OnCard) -> tuple[str, ...]:
     return (found.card, "yes", str(found.largest), step, rate, time, price)
 
 
-def _text(run: str, found: Sizing) -> list[str]:
+def _text(run: str, device: str, found: Sizing) -> list[str]:
     one, parts = found.setting, found.memory
     kind = one.shape
     trained = f"{kind.trained:,} parameters" + (f" trained of {kind.loaded:,}" if kind.not_trained else "")
@@ -70,12 +70,12 @@ def _text(run: str, found: Sizing) -> list[str]:
     }  # fmt: skip
     return [
         f"{run}: {kind.name}, {trained}",
-        f"{one.workers} workers, {', '.join(how)}; {one.micro_batch} x {one.block:,} tokens x {one.accumulation} "
+        f"{one.workers} {device} workers, {', '.join(how)}; {one.micro_batch} x {one.block:,} tokens x {one.accumulation} "
         f"each, {one.tokens_per_step:,} tokens a step",
         f"corpus {corpus}; steps {steps}",
         f"storage {storage}",
         "",
-        "Memory of each GPU (GB):",
+        "Memory of each worker (GB):",
         *(f"  {name:28} {count / 1e9:8.1f}" for name, count in rows.items()),
         *([f"Host memory for offloading: {parts.host / 1e9:,.0f} GB"] if parts.host else []),
         "",
