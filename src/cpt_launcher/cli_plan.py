@@ -70,8 +70,8 @@ def _text(run: str, device: str, found: Sizing) -> list[str]:
     }  # fmt: skip
     return [
         f"{run}: {kind.name}, {trained}",
-        f"{one.workers} {device} workers, {', '.join(how)}; {one.micro_batch} x {one.block:,} tokens x {one.accumulation} "
-        f"each, {one.tokens_per_step:,} tokens a step",
+        f"{one.workers} {device} workers, {', '.join(how)}; each {one.micro_batch} x {one.block:,} tokens "
+        f"x {one.accumulation}, {one.tokens_per_step:,} tokens a step",
         f"corpus {corpus}; steps {steps}",
         f"storage {storage}",
         "",
