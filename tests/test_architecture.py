@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "memory": {"shape"},
     "pace": {"memory"},
     "sizing": {
-        "errors", "footprint", "layout", "manifest", "memory", "pace", "plan", "records", "schema", "shape",
+        "errors", "footprint", "manifest", "memory", "pace", "plan", "records", "shape",
     },
     "cli_plan": {"errors", "pace", "plan", "progress", "reader", "sizing", "terminal", "validate"},
     "run": {

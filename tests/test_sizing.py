@@ -56,9 +56,10 @@ MEASURED = [
 def setting(model: str, workers: int, stage: int, block: int, batch: int, *flags: bool) -> Setting:
     kind = dataclasses.replace(shape.find(model), not_trained=0)
     plain = Setting(kind, workers, stage, block, batch, 1, *flags)
-    auto = kind.hidden**2
     if stage == 3:
-        return dataclasses.replace(plain, reduce_bucket=auto, prefetch_bucket=int(0.9 * auto))
+        auto = memory.auto_buckets(kind)
+        buckets = auto["reduce_bucket_size"], auto["stage3_prefetch_bucket_size"]
+        return dataclasses.replace(plain, reduce_bucket=buckets[0], prefetch_bucket=buckets[1])
     return dataclasses.replace(plain, overlap=True)
 
 

@@ -43,9 +43,9 @@ def on_storage(plan: Plan) -> Footprint | None:
 
 def bytes_of(loaded: int, trained: int, train: Mapping[str, object]) -> tuple[int, int]:
     """Bytes of a checkpoint and of the final model. What is loaded and not trained has no optimizer state."""
-    weights = (2 if train.get("bf16") or train.get("fp16") else 4) * loaded
-    states = (MIXED - 2 if train.get("bf16") or train.get("fp16") else FULL - 4) * trained
-    return weights + (0 if train.get("save_only_model") else states), weights
+    weight, both = (2, MIXED) if train.get("bf16") or train.get("fp16") else (4, FULL)
+    states = 0 if train.get("save_only_model") else (both - weight) * trained
+    return weight * loaded + states, weight * loaded
 
 
 def kept(train: Mapping[str, object], keep: int) -> int | None:

@@ -79,6 +79,15 @@ class Memory:
         return self.peak * (1 + FRAGMENTED) + CONTEXT
 
 
+def auto_buckets(shape: Shape) -> dict[str, int]:
+    """What `auto` in a DeepSpeed JSON becomes, in elements (transformers, integrations/deepspeed.py)."""
+    return {
+        "reduce_bucket_size": shape.hidden**2,
+        "stage3_prefetch_bucket_size": int(0.9 * shape.hidden**2),
+        "stage3_param_persistence_threshold": 10 * shape.hidden,
+    }
+
+
 def estimate(setting: Setting) -> Memory:
     """The parts, by https://arxiv.org/abs/1910.02054 (section 3) for the states, and by what is cited below."""
     shape, workers = setting.shape, setting.workers

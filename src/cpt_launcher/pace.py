@@ -6,6 +6,7 @@ other cards are scaled by their datasheets. docs/plan.md says how far that was o
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,19 @@ class Pace:
 
 def gpus() -> tuple[str, ...]:
     """The cards that are known."""
-    return tuple(json.loads(TABLE.read_text(encoding="utf-8")))
+    return tuple(_table())
 
 
 def gpu(name: str) -> Gpu:
     """A card by its name, as in `gpus`."""
-    row = json.loads(TABLE.read_text(encoding="utf-8"))[name]
+    row = _table()[name]
     return Gpu(name, row["bytes"], row["tflops"] * 1e12, row["bandwidth"], row["link"])
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return found
 
 
 def estimate(setting: Setting, card: Gpu) -> Pace:

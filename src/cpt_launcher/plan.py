@@ -101,7 +101,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         copies=copies,
         entries=staged,
         tokens=tokens,
-        block=_number(config.train, "cutoff_len"),
+        block=number(config.train, "cutoff_len"),
         tokens_per_step=_tokens_per_step(config.train, config.resources.workers),
         tracked=config.mlflow is not None,
         keep=config.keep,
@@ -178,7 +178,8 @@ def _plain(config: PlainConfig) -> Plan:
     )
 
 
-def _number(train: Mapping[str, object], name: str) -> int:
+def number(train: Mapping[str, object], name: str) -> int:
+    """A whole number among the arguments, or LLaMA-Factory's default; 0 where it is neither."""
     given = train.get(name, schema.load().arguments[name].default)
     return given if isinstance(given, int) else 0
 
@@ -188,7 +189,7 @@ def _tokens_per_step(train: Mapping[str, object], workers: int) -> int:
     if train.get("packing") is False:
         return 0
     sizes = ("cutoff_len", "per_device_train_batch_size", "gradient_accumulation_steps")
-    return workers * math.prod(_number(train, name) for name in sizes)
+    return workers * math.prod(number(train, name) for name in sizes)
 
 
 def _argv(layout: Layout, device: str) -> tuple[str, ...]:

@@ -246,16 +246,21 @@ def _card(plan: Plan) -> str:
     """The card that the workers will be on, as far as the labels or this machine say; empty where they do not."""
     if plan.device == "cpu":
         return ""
-    wanted = yaml.safe_load(plan.train_yaml).get("resources_per_worker")
-    shapes = [str(key).rpartition("x")[2] for key in wanted if "accelerator_shape" in key] if wanted else []
-    return _accelerator(plan) or next(iter([*shapes, *record.gpu_names()]), "")
+    if label := _accelerator(plan):
+        return label
+    shape = next((key.rpartition("x")[2] for key in _labels(plan) if "accelerator_shape" in key), "")
+    return shape or next(iter(record.gpu_names()), "")
 
 
 def _accelerator(plan: Plan) -> str | None:
     """The `accelerator_type:` label that every worker asks for."""
+    return next((key.partition(":")[2] for key in _labels(plan) if key.startswith("accelerator_type:")), None)
+
+
+def _labels(plan: Plan) -> list[str]:
+    """The resources that every worker asks for."""
     wanted = yaml.safe_load(plan.train_yaml).get("resources_per_worker")
-    labels = wanted if isinstance(wanted, dict) else {}
-    return next((key.partition(":")[2] for key in labels if key.startswith("accelerator_type:")), None)
+    return [str(key) for key in wanted] if isinstance(wanted, dict) else []
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import footprint, manifest, memory, pace, schema, shape
+from cpt_launcher import footprint, manifest, memory, pace, shape
 from cpt_launcher.errors import ConfigError, Problem
-from cpt_launcher.layout import Layout
 from cpt_launcher.memory import Memory, Setting
 from cpt_launcher.pace import Pace
-from cpt_launcher.plan import Plan
+from cpt_launcher.plan import Plan, number
 from cpt_launcher.records import estimated_tokens
 
 MOST = 512  # micro-batches tried
@@ -102,9 +101,9 @@ def too_large(plan: Plan, environ: Mapping[str, str], card: str) -> str | None:
 
 
 def _setting(kind: shape.Shape, train: Mapping[str, object], plan: Plan, zero: Mapping[str, object]) -> Setting:
-    auto = {"reduce_bucket_size": kind.hidden**2, "stage3_prefetch_bucket_size": int(0.9 * kind.hidden**2)}
+    auto = memory.auto_buckets(kind)
 
-    def number(key: str) -> int:
+    def elements(key: str) -> int:
         value = zero.get(key, _ZERO[key])
         return int(value) if isinstance(value, int | float) else auto.get(key, int(_ZERO[key]))
 
@@ -117,25 +116,20 @@ def _setting(kind: shape.Shape, train: Mapping[str, object], plan: Plan, zero: M
         shape=kind,
         workers=plan.workers,
         stage=stage if isinstance(stage, int) else 0,
-        block=_number(train, "cutoff_len"),
-        micro_batch=_number(train, "per_device_train_batch_size"),
-        accumulation=_number(train, "gradient_accumulation_steps"),
+        block=max(1, number(train, "cutoff_len")),
+        micro_batch=max(1, number(train, "per_device_train_batch_size")),
+        accumulation=max(1, number(train, "gradient_accumulation_steps")),
         checkpointing=not train.get("disable_gradient_checkpointing", False),
         fused=bool(train.get("enable_liger_kernel", False)),
         fused_optimizer=train.get("optim") == "adamw_torch_fused",
         offload_optimizer=offloaded("offload_optimizer"),
         offload_parameters=offloaded("offload_param"),
         overlap=bool(zero.get("overlap_comm", stage == 3)),
-        reduce_bucket=number("reduce_bucket_size"),
-        prefetch_bucket=number("stage3_prefetch_bucket_size"),
-        live=number("stage3_max_live_parameters"),
-        sub_group=number("sub_group_size"),
+        reduce_bucket=elements("reduce_bucket_size"),
+        prefetch_bucket=elements("stage3_prefetch_bucket_size"),
+        live=elements("stage3_max_live_parameters"),
+        sub_group=elements("sub_group_size"),
     )
-
-
-def _number(train: Mapping[str, object], name: str) -> int:
-    value = train.get(name, schema.load().arguments[name].default)
-    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _deepspeed(plan: Plan, train: Mapping[str, object]) -> Mapping[str, object]:
@@ -144,14 +138,12 @@ def _deepspeed(plan: Plan, train: Mapping[str, object]) -> Mapping[str, object]:
     if isinstance(given, dict):
         values = given
     elif isinstance(given, str):
-        path = next((copy.source for copy in plan.copies if str(copy.place) == given), given)
+        path = next((copy.source for copy in plan.copies if copy.place == given), given)
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            what, hint = (
-                f"not a readable DeepSpeed file: {error}",
-                "check the path; cpt stage-data puts it on the storage",
-            )
+            what = f"not a readable DeepSpeed file: {error}"
+            hint = "check the path; cpt stage-data puts it on the storage"
             raise ConfigError(Problem(what, path, hint, "ds-json")) from None
     else:
         values = {}
@@ -161,12 +153,10 @@ def _deepspeed(plan: Plan, train: Mapping[str, object]) -> Mapping[str, object]:
 
 def _tokens(plan: Plan, train: Mapping[str, object]) -> int | None:
     """Of what was staged, else of what lies on this machine, by its size; None where neither is known."""
-    known, total = manifest.read(Layout(plan.layout.storage, "")), 0.0
-    data = [copy for copy in plan.copies if copy.column is not None]
+    known, total = manifest.read(plan.layout), 0.0
+    data, most = [copy for copy in plan.copies if copy.column is not None], train.get("max_samples")
     for copy in data:
-        name = str(copy.place).removeprefix(f"{plan.layout.storage}/")
-        record, source = known.get(name), Path(str(copy.source))
-        most = train.get("max_samples")
+        record, source = known.get(copy.place.removeprefix(f"{plan.layout.storage}/")), Path(copy.source)
         if record is not None and record.text_bytes is not None:
             share = min(1.0, most / record.documents) if isinstance(most, int) and most and record.documents else 1.0
             total += share * estimated_tokens(record.text_bytes, record.documents or 0)
