@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import DEVICE, ceiling, random_model
 
 from cpt_launcher import memory, pace, shape
 from cpt_launcher.memory import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 
 def text(model: str) -> shape.Shape:
@@ -68,25 +68,22 @@ def make(row: tuple[Any, ...]) -> Setting:
     """A setting with the buckets of the shipped JSON."""
     model, workers, stage, block, batch, recompute, fused = row[:7]
     kind = text(model)
-    auto = kind.hidden**2
-    buckets: dict[str, Any] = (
-        {"reduce_bucket": auto, "prefetch_bucket": int(0.9 * auto)} if stage == 3 else {"overlap": True}
-    )
+    auto = memory.auto_buckets(kind)
+    sharded = {
+        "reduce_bucket": auto["reduce_bucket_size"],
+        "prefetch_bucket": auto["stage3_prefetch_bucket_size"],
+    }
     plain = Setting(
         kind, workers, stage, block, batch, checkpointing=recompute, fused=fused, fused_optimizer=len(row) > 7
     )
-    return dataclasses.replace(plain, **buckets)
+    return dataclasses.replace(plain, **sharded) if stage == 3 else dataclasses.replace(plain, overlap=True)
 
 
 def config(one: Setting) -> dict[str, Any]:
     """The shipped DeepSpeed JSON, `auto` filled in."""
     value: dict[str, Any] = json.loads((ROOT / "deepspeed-configs" / f"ds_z{one.stage}_config.json").read_text())
     zero = value["zero_optimization"]
-    auto = {
-        "reduce_bucket_size": one.shape.hidden**2,
-        "stage3_prefetch_bucket_size": int(0.9 * one.shape.hidden**2),
-        "stage3_param_persistence_threshold": 10 * one.shape.hidden,
-    }
+    auto = memory.auto_buckets(one.shape)
     zero |= {key: auto[key] for key in zero if zero[key] == "auto"}
     zero |= json.loads(os.environ.get("PLANNED_ZERO", "{}"))
     fixed = {
@@ -97,28 +94,14 @@ def config(one: Setting) -> dict[str, Any]:
     return {**value, **fixed, "steps_per_print": 10**9}
 
 
-def build(one: Setting, seed: int = 0) -> torch.nn.Module:
+def build(one: Setting) -> torch.nn.Module:
     """A random model of the shape in bf16, as LLaMA-Factory prepares one."""
-    import transformers
-
     if one.fused:
         from liger_kernel import transformers as liger
 
         names = {"gemma3": "gemma3_text"}
         getattr(liger, f"apply_liger_kernel_to_{names.get(one.shape.kind, one.shape.kind)}")()
-    names = {"gemma3": "Gemma3Text", "llama": "Llama", "qwen3": "Qwen3"}
-    row = {
-        key: value for key, value in shape.known()[one.shape.name].items() if key not in ("model_type", "not_trained")
-    }
-    name = names[one.shape.kind]
-    settings = getattr(transformers, f"{name}Config")(**row, max_position_embeddings=8192, attn_implementation="sdpa")
-    torch.manual_seed(seed)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(DEVICE):
-            model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(settings)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    model: Any = random_model(one.shape.name, attn_implementation="sdpa")
     model.config.use_cache = False
     if one.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
@@ -181,8 +164,7 @@ def measure(
         times.append(time.monotonic() - began)
         del loss
     peak = torch.cuda.max_memory_allocated() if CUDA else 0
-    reserved = torch.cuda.memory_reserved() if CUDA else 0
-    return {"after": after, "peak": peak, "reserved": reserved, "seconds": times, "losses": losses}
+    return {"after": after, "peak": peak, "seconds": times, "losses": losses}
 
 
 def child(job: Callable[..., Any], arguments: tuple[Any, ...], go: Any, out: Any) -> None:
@@ -231,19 +213,6 @@ def label(one: Setting) -> str:
             *(["fused AdamW"] if one.fused_optimizer else []),
         ]
     )
-
-
-def ceiling() -> float:
-    """Of bf16 matrix products of random 8192 x 8192 matrices, in operations a second."""
-    left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for _ in range(13):
-        torch.cuda.synchronize()
-        began = time.monotonic()
-        left @ right
-        torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
-    return 2 * 8192**3 / statistics.median(times[3:])
 
 
 def table(only: str, steps: int, gpu: str) -> None:

@@ -24,40 +24,15 @@ from cpt_launcher import demo, shape
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 2.0  # seconds
 GUIDE = ROOT / "configs" / "gemma3_4b.yaml"
-BUILD = """
-import json, sys, torch, transformers
-folder, name, values = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-device = "cuda" if torch.cuda.is_available() else "cpu"
-settings = getattr(transformers, f"{name}Config")(**values, max_position_embeddings=8192, pad_token_id=0)
-torch.manual_seed(0)
-torch.set_default_dtype(torch.bfloat16)
-with torch.device(device):
-    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(settings)
-model.save_pretrained(folder)
-"""
-CEILING = """
-import statistics, time, torch
-a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-times = []
-for _ in range(23):
-    torch.cuda.synchronize(); began = time.monotonic(); a @ b; torch.cuda.synchronize()
-    times.append(time.monotonic() - began)
-print(torch.cuda.get_device_name(), "torch", torch.__version__, torch.version.cuda)
-print(2 * 8192**3 / statistics.median(times[3:]))
-"""
+ALONE = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "gpu.py")]
 
 
 def build(folder: Path, model: str) -> shape.Shape:
     """A random model of a shape, in bf16, with the demo's tokenizer."""
     demo.make_model(folder)
     (folder / "model.safetensors").unlink()
-    names = {"gemma3": "Gemma3Text", "llama": "Llama", "qwen3": "Qwen3"}
-    kind = shape.find(model)
-    row = {key: value for key, value in shape.known()[model].items() if key not in ("model_type", "not_trained")}
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BUILD, str(folder), names[kind.kind], json.dumps(row)], check=True
-    )
-    return kind
+    subprocess.run([*ALONE, "model", str(folder), model], check=True)
+    return shape.find(model)
 
 
 def run(config: Path, work: Path, name: str, gpus: int, steps: int, more: list[str]) -> dict[str, float]:
@@ -111,7 +86,7 @@ def main() -> None:
     more = [text for text in asked.configs if "=" in text]
     configs = [GUIDE, *(Path(text) for text in asked.configs if "=" not in text)]
     device, ceiling = subprocess.run(
-        [sys.executable, "-c", CEILING], capture_output=True, text=True, check=True
+        [*ALONE, "ceiling"], capture_output=True, text=True, check=True
     ).stdout.splitlines()  # fmt: skip
     top = float(ceiling)
     print(f"{device}; bf16 products {top / 1e12:.0f} TFLOP/s; {asked.gpus} GPUs; {asked.shape}", flush=True)

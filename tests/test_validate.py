@@ -238,6 +238,14 @@ def test_shipped_files_have_no_error_and_the_guides_settings_two_warnings() -> N
     assert [pair for pair in found if pair[1] != "storage-scope"] == [("gemma3_4b.yaml", "template-eos")]
 
 
+def test_an_unquoted_no_is_explained_only_where_no_is_a_choice(folder: Path) -> None:
+    (folder / "x.yaml").write_text(CONFIG + "  save_strategy: no\n  cutoff_len: no\n")
+    findings = validate.validate([folder / "x.yaml"], Options(environ={})).findings
+    assert {item.message.split()[0]: "in quotes" in item.hint for item in findings if item.rule == "wrong-type"} == {
+        "save_strategy": True, "cutoff_len": False
+    }  # fmt: skip
+
+
 Cpt = Callable[..., Outcome]
 
 

@@ -111,8 +111,8 @@ def wrong_types(args: Arguments) -> Iterator[Finding]:
             yield args.error("number-as-text", name, f"{name}: {value!r} is text, not a number", f"write {number!r}")
         else:
             kinds = " or ".join(dict.fromkeys(argument.types))
-            quoted = next((word for word in ("no", "off") if value is False and word in argument.choices), "no")
-            hint = f"YAML reads no, off and false as false: write '{quoted}' in quotes" if value is False else ""
+            unquoted = value is False and "no" in argument.choices
+            hint = "YAML reads no, off and false as false: write 'no' in quotes" if unquoted else ""
             yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}", hint)
 
 

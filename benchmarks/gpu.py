@@ -1,0 +1,56 @@
+"""What the GPU benchmarks share: random models of known shapes, and a card's ceiling.
+
+`python benchmarks/gpu.py ceiling`, `python benchmarks/gpu.py model FOLDER NAME`: in a process of their own, so that the
+GPU's memory is free again afterwards.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import torch
+
+from cpt_launcher import shape
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLASSES = {"gemma3": "Gemma3Text", "llama": "Llama", "qwen3": "Qwen3"}  # a shape's kind, and transformers' names
+
+
+def random_model(name: str, **settings: object) -> torch.nn.Module:
+    """A random model of one of `cpt plan`'s shapes in bf16, without a vision tower; `settings` go to its config."""
+    import transformers
+
+    kind = CLASSES[shape.find(name).kind]
+    row = {key: value for key, value in shape.known()[name].items() if key not in ("model_type", "not_trained")}
+    values = getattr(transformers, f"{kind}Config")(**row, max_position_embeddings=8192, **settings)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(DEVICE):
+            found: torch.nn.Module = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return found
+
+
+def ceiling() -> float:
+    """Of bf16 matrix products of random 8192 x 8192 matrices, in operations a second."""
+    left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(23):
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        left @ right
+        torch.cuda.synchronize()
+        times.append(time.monotonic() - began)
+    return 2 * 8192**3 / statistics.median(times[3:])
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "ceiling":
+        print(torch.cuda.get_device_name(), "torch", torch.__version__)
+        print(ceiling())
+    else:
+        random_model(sys.argv[3], pad_token_id=0).save_pretrained(sys.argv[2])  # type: ignore[operator]
