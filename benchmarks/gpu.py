@@ -1,7 +1,7 @@
 """What the GPU benchmarks share: random models of known shapes, and a card's ceiling.
 
-`python benchmarks/gpu.py ceiling`, `python benchmarks/gpu.py model FOLDER NAME`: in a process of their own, so that the
-GPU's memory is free again afterwards.
+`python benchmarks/gpu.py ceiling`, `... model FOLDER NAME`, `... bare NAME BATCH`: in a process of their own, so that
+the GPU's memory is free again afterwards.
 """
 
 from __future__ import annotations
@@ -35,6 +35,28 @@ def random_model(name: str, **settings: object) -> torch.nn.Module:
     return found
 
 
+def kernels(kind: str) -> None:
+    """liger's kernels in place of a model's, as `enable_liger_kernel` does it."""
+    from liger_kernel import transformers as liger
+
+    getattr(liger, f"apply_liger_kernel_to_{ {'gemma3': 'gemma3_text'}.get(kind, kind) }")()
+
+
+def bare(name: str, batch: int, block: int = 2048) -> list[float]:
+    """Seconds of forward and backward alone, five times: no optimizer, no DeepSpeed, nothing recomputed."""
+    kernels(shape.find(name).kind)
+    model = random_model(name, attn_implementation="sdpa").train()
+    tokens, times = torch.randint(5, 20000, (batch, block), device=DEVICE), []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        model(input_ids=tokens, labels=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).loss.backward()
+        model.zero_grad()
+        torch.cuda.synchronize()
+        times.append(time.monotonic() - began)
+    return times[3:]
+
+
 def ceiling() -> float:
     """Of bf16 matrix products of random 8192 x 8192 matrices, in operations a second."""
     left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
@@ -52,5 +74,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "ceiling":
         print(torch.cuda.get_device_name(), "torch", torch.__version__)
         print(ceiling())
+    elif sys.argv[1] == "bare":
+        print(*bare(sys.argv[2], int(sys.argv[3])))
     else:
         random_model(sys.argv[3], pad_token_id=0).save_pretrained(sys.argv[2])  # type: ignore[operator]

@@ -4,9 +4,8 @@
 model code, liger's kernels where asked for, and `deepspeed.initialize` with the shipped JSON, `auto` filled in as
 transformers does (integrations/deepspeed.py). Several workers are rank 0 of a process group whose collectives do
 nothing (`torch.testing`'s fake one): what a rank allocates is real then; its time and its losses are not, and are not
-shown. `--profile`: where a step's time goes. `--limit`: recipes for smaller cards, in a process that may allocate no
-more than such a card has. `--losses`: two recipes from the same weights on the same text. `--only none`: no table.
-PLANNED_ZERO in the environment is JSON that is added to `zero_optimization`.
+shown. `--limit`: recipes for smaller cards, in a process that may allocate no more than such a card has. `--only none`:
+no table.
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ import json
 import logging
 import multiprocessing
 import os
-import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import DEVICE, ceiling, random_model
+from gpu import DEVICE, ceiling, kernels, random_model
 
 from cpt_launcher import memory, pace, shape
 from cpt_launcher.memory import Setting
@@ -79,13 +76,13 @@ def make(row: tuple[Any, ...]) -> Setting:
     return dataclasses.replace(plain, **sharded) if stage == 3 else dataclasses.replace(plain, overlap=True)
 
 
-def config(one: Setting) -> dict[str, Any]:
-    """The shipped DeepSpeed JSON, `auto` filled in."""
+def config(one: Setting, zero_more: dict[str, Any]) -> dict[str, Any]:
+    """The shipped DeepSpeed JSON, `auto` filled in, and more for `zero_optimization`."""
     value: dict[str, Any] = json.loads((ROOT / "deepspeed-configs" / f"ds_z{one.stage}_config.json").read_text())
     zero = value["zero_optimization"]
     auto = memory.auto_buckets(one.shape)
     zero |= {key: auto[key] for key in zero if zero[key] == "auto"}
-    zero |= json.loads(os.environ.get("PLANNED_ZERO", "{}"))
+    zero |= zero_more
     fixed = {
         "train_batch_size": one.micro_batch * one.workers, "train_micro_batch_size_per_gpu": one.micro_batch,
         "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
@@ -94,14 +91,11 @@ def config(one: Setting) -> dict[str, Any]:
     return {**value, **fixed, "steps_per_print": 10**9}
 
 
-def build(one: Setting) -> torch.nn.Module:
+def build(one: Setting, attention: str) -> torch.nn.Module:
     """A random model of the shape in bf16, as LLaMA-Factory prepares one."""
     if one.fused:
-        from liger_kernel import transformers as liger
-
-        names = {"gemma3": "gemma3_text"}
-        getattr(liger, f"apply_liger_kernel_to_{names.get(one.shape.kind, one.shape.kind)}")()
-    model: Any = random_model(one.shape.name, attn_implementation="sdpa")
+        kernels(one.shape.kind)
+    model: Any = random_model(one.shape.name, attn_implementation=attention)
     model.config.use_cache = False
     if one.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
@@ -132,19 +126,25 @@ def measure(
     rate: float = 1e-4,
     batch: Callable[[int], torch.Tensor] | None = None,
     look: Callable[[int], None] = lambda _: None,
+    attention: str = "sdpa",
+    zero: dict[str, Any] = {},  # noqa: B006 - read only
+    *,
+    compiled: bool = False,
 ) -> dict[str, Any]:
-    """Peak bytes, seconds a step, and losses."""
+    """Peak bytes, seconds a step, and losses; `compiled` as accelerate does with `torch_compile: true`."""
     import deepspeed
 
     process_group(one.workers)
-    model = build(one)
+    model = build(one, attention)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": 0.0},
         {"params": [parameter for parameter in trained if parameter.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=rate, fused=one.fused_optimizer or None)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config(one))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config(one, zero))
+    if compiled:
+        engine.compile(backend="inductor")
     after = torch.cuda.memory_allocated() if CUDA else 0
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
@@ -186,15 +186,22 @@ def child(job: Callable[..., Any], arguments: tuple[Any, ...], go: Any, out: Any
         out.put(f"failed: {type(error).__name__}: {error}")
 
 
-def each(jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[Any]:
-    """The result of each job, one after the other; the next ones import meanwhile."""
+Job = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def each(jobs: Sequence[Job], envs: list[dict[str, str]] | None = None) -> Iterator[Any]:
+    """The result of each job, one after the other; the next ones import meanwhile. `envs`: variables for each."""
     spawn = multiprocessing.get_context("spawn")
     started: list[tuple[Any, Any, Any]] = []
     for number in range(len(jobs)):
         for job, arguments in jobs[len(started) : number + AHEAD]:
             go, out = spawn.Event(), spawn.Queue()
             process = spawn.Process(target=child, args=(job, arguments, go, out))
+            before = dict(os.environ)
+            os.environ |= (envs or [{}] * len(jobs))[len(started)]
             process.start()
+            os.environ.clear()
+            os.environ |= before
             started.append((process, go, out))
         process, go, out = started[number]
         go.set()
@@ -206,12 +213,7 @@ def label(one: Setting) -> str:
     """A setting in a few words."""
     parts = [one.shape.name.split("/")[1], f"{one.workers} x ZeRO-{one.stage}", f"{one.micro_batch} x {one.block}"]
     return ", ".join(
-        [
-            *parts,
-            *(["recomputes"] if one.checkpointing else []),
-            *(["liger"] if one.fused else []),
-            *(["fused AdamW"] if one.fused_optimizer else []),
-        ]
+        parts + ["recomputes"] * one.checkpointing + ["liger"] * one.fused + ["fused AdamW"] * one.fused_optimizer
     )
 
 
@@ -239,84 +241,8 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.1f}"
 
 
-PROFILED = [(GEMMA4, 1, 3, 2048, 8, False, True, True)]
 LIMITED = [("L40S", 16, True), ("L40S", 3, False), ("L40S", 8, False), ("A100-40G", 8, True)]
-AHEAD, LONGEST, LOSSES = 4, 14, 50
-KINDS = {
-    "attention": r"fmha|flash|attention|cutlass[FB]|sdpa",
-    "matrix products": r"gemm|nvjet|cutlass|cublas",
-    "loss": r"cross_entropy|softmax|nll",
-    "optimizer": r"multi_tensor|[Aa]dam|foreach",
-    "norms, gate, rotation": r"rms_norm|geglu|swiglu|rope",
-    "elementwise, copies": r"elementwise|[Cc]opy|Memcpy|Memset|CatArray|index|where|tril|reduce",
-}
-
-
-def profile(row: tuple[Any, ...]) -> str:
-    """Where a step's GPU time goes, by kind of kernel, and the longest ones."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    one, trace = make(row), profiler(activities=[ProfilerActivity.CUDA])
-
-    def look(step: int) -> None:
-        torch.cuda.synchronize()
-        if step == 3:
-            trace.start()
-        elif step == 4:
-            trace.stop()
-
-    seen = measure(one, 5, look=look)
-    sums: dict[str, float] = {}
-    rows = []
-    for event in trace.key_averages():
-        spent = event.self_device_time_total / 1e6
-        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key)), "other")
-        sums[kind] = sums.get(kind, 0.0) + spent
-        rows.append((spent, event.count, kind, event.key))
-    rate = one.tokens / seen["seconds"][2]
-    kernels = sum(sums.values())
-    lines = [
-        f"{label(one)}: step {seen['seconds'][2]:.3f} s, {rate:,.0f} tokens/s, kernels {kernels:.3f} s, "
-        f"peak {gib(seen['peak'])} GiB, loss {seen['losses'][-1]:.3f}"
-    ]
-    lines += [f"  {spent:.3f} s  {kind}" for kind, spent in sorted(sums.items(), key=lambda item: -item[1])]
-    longest = sorted(rows, reverse=True)[:LONGEST]
-    return "\n".join([*lines, *(f"    {spent:.4f} s {count:5}  {name[:100]}" for spent, count, _, name in longest)])
-
-
-def text_blocks(one: Setting, number: int, *, turned: bool) -> torch.Tensor:
-    """A micro-batch of the demo's corpus, a token a byte; `turned` has its rows the other way round, which changes
-    nothing but the order of sums.
-    """
-    lines = (ROOT / "dataset-configs" / "moby_dick.jsonl").read_text().splitlines()
-    whole = torch.frombuffer(
-        bytearray("\n".join(json.loads(line)["text"] for line in lines).encode()), dtype=torch.uint8
-    )
-    count = one.tokens
-    start = (number * count) % (whole.numel() - count)
-    rows = whole[start : start + count].long().view(one.micro_batch, one.block) + 5
-    return rows.flip(0) if turned else rows
-
-
-def same_losses() -> None:
-    """Two recipes from the same weights on the same text, and what reordering sums alone does to the first."""
-    guide = make((GEMMA1, 1, 3, 512, 4, True, False))
-    fast = make((GEMMA1, 1, 2, 512, 4, False, True, True))
-    wanted = ((guide, False), (guide, True), (fast, False))
-    found = list(
-        each([(measure, (one, LOSSES, 3e-5, partial(text_blocks, one, turned=turned))) for one, turned in wanted])
-    )
-    if any(isinstance(one, str) for one in found):
-        print("losses:", found)
-        return
-    base, noise, ours = (one["losses"] for one in found)
-    print("losses: step | ZeRO-3, recomputes | the same, rows turned | ZeRO-2, liger, fused AdamW")
-    for step in range(9, LOSSES, 10):
-        print(f"  {step + 1} | {base[step]:.4f} | {noise[step]:.4f} | {ours[step]:.4f}")
-    for name, other in (("reordering", noise), ("the fast recipe", ours)):
-        apart = [abs(a - b) for a, b in zip(base, other, strict=True)]
-        print(f"  {name}: mean difference {statistics.mean(apart):.4f}, largest {max(apart):.4f}", flush=True)
+AHEAD = 4
 
 
 def limited(gpu: str, row: tuple[Any, ...]) -> str:
@@ -343,19 +269,13 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--gpu", default="H200")
-    parser.add_argument("--losses", action="store_true")
     parser.add_argument("--limit", action="store_true")
-    parser.add_argument("--profile", action="store_true")
     asked = parser.parse_args()
-    jobs: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(greet, ())] if CUDA else []
-    if asked.profile:
-        jobs += [(profile, (row,)) for row in PROFILED]
+    jobs: list[Job] = [(greet, ())] if CUDA else []
     if asked.limit:
         jobs += [(limited, (gpu, (GEMMA4, 4, 2, 2048, batch, again, True, True))) for gpu, batch, again in LIMITED]
     for said in each(jobs):
         print(said, flush=True)
-    if asked.losses:
-        same_losses()
     if asked.only != "none":
         table(asked.only, asked.steps, asked.gpu)
 

@@ -1,8 +1,9 @@
 """Tokens a second of configs on this machine's GPUs, through `cpt run` itself, the guide's recipe always among them.
 
-`python benchmarks/throughput.py [CONFIG ...] [--gpus N] [--shape MODEL] [--steps 15] [--rounds 1] [key=value ...]`:
+`python benchmarks/throughput.py [CONFIG[,key=value...] ...] [--gpus N] [--shape MODEL] [--steps 15] [--rounds 1]`:
 builds a random model of the shape (of `cpt plan`'s table), runs each config for a few steps with it on the demo's
-corpus, nothing saved, nothing tracked, and prints a table. `key=value` overrides go to every config but the guide's.
+corpus, nothing saved, nothing tracked, and prints a table. `--alone`: then the last config's YAML by LLaMA-Factory
+alone. `--bare BATCH`: then the model's forward and backward alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import yaml
+from first_step import follow
 
 from cpt_launcher import demo, shape
 
@@ -54,6 +56,9 @@ def run(config: Path, work: Path, name: str, gpus: int, steps: int, more: list[s
     events = [json.loads(line) for line in (place / "cpt" / "events.jsonl").read_text().splitlines()]
     seen = [event for event in events if event["event"] == "step"]
     rows = [json.loads(line) for line in (place / "output" / "trainer_log.jsonl").read_text().splitlines()]
+    phases = {event["phase"]: event["time"] - began for event in reversed(events) if event["event"] == "phase"}
+    print(f"{name} {config.stem}: until {', '.join(f'{key} {phases[key]:.0f} s' for key in reversed(phases))}; "
+          f"losses {[event['loss'] for event in seen]}", file=sys.stderr, flush=True)  # fmt: skip
     rendered = yaml.safe_load((place / "cpt" / "train.yaml").read_text())
     tokens = rendered["cutoff_len"] * rendered["per_device_train_batch_size"]
     tokens *= rendered.get("gradient_accumulation_steps", 8)
@@ -74,6 +79,19 @@ def run(config: Path, work: Path, name: str, gpus: int, steps: int, more: list[s
     }
 
 
+def alone(work: Path, name: str) -> str:
+    """LLaMA-Factory on a run's rendered YAML, without `cpt`: seconds until each phase, and its own pace."""
+    place = work / "storage" / name
+    output = work / "alone"
+    theirs = {**yaml.safe_load((place / "cpt" / "train.yaml").read_text()), "output_dir": str(output)}
+    (work / "alone.yaml").write_text(yaml.safe_dump({**theirs, "ray_run_name": "alone"}))
+    env = {**os.environ, "RAY_TMPDIR": str(work / "ray"), "USE_RAY": "1", "PYTHONUNBUFFERED": "1"}
+    seen = follow(["llamafactory-cli", "train", str(work / "alone.yaml")], env)
+    pace = json.loads((output / "train_results.json").read_text())
+    until = ", ".join(f"{key} {value:.0f} s" for key, value in seen.items())
+    return f"LLaMA-Factory alone: until {until}; all steps {pace['train_runtime']:.1f} s"
+
+
 def main() -> None:
     """Run what is asked for, and print the table."""
     parser = argparse.ArgumentParser()
@@ -82,9 +100,10 @@ def main() -> None:
     parser.add_argument("--shape", default="google/gemma-3-4b-pt")
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--bare", type=int, default=0)
     asked = parser.parse_args()
-    more = [text for text in asked.configs if "=" in text]
-    configs = [GUIDE, *(Path(text) for text in asked.configs if "=" not in text)]
+    configs = [str(GUIDE), *asked.configs]
     device, ceiling = subprocess.run(
         [*ALONE, "ceiling"], capture_output=True, text=True, check=True
     ).stdout.splitlines()  # fmt: skip
@@ -98,27 +117,37 @@ def main() -> None:
         for folder in ("ray", "storage"):
             (work / folder).mkdir()
         kind = build(work / "model", asked.shape)
-        rates: dict[Path, list[float]] = {}
+        rates: dict[str, list[float]] = {}
         for turn in range(asked.rounds):
-            for number, config in reversed(list(enumerate(configs))):
-                found = run(config, work, f"r{turn}-{number}", asked.gpus, asked.steps, more if number else [])
+            for number, text in reversed(list(enumerate(configs))):
+                path, *more = text.split(",")
+                name = " ".join([Path(path).stem, *more])
+                found = run(Path(path), work, f"r{turn}-{number}", asked.gpus, asked.steps, more)
                 if "failed" in found:
-                    print(f"| {config.stem} | failed: {found} |", flush=True)
+                    print(f"| {name} | failed: {found} |", flush=True)
                     continue
                 rate = found["tokens"] / found["step"]
-                rates.setdefault(config, []).append(rate)
+                rates.setdefault(name, []).append(rate)
                 work_done = 6 * kind.trained * rate
                 again = work_done + 2 * kind.layers * kind.per_layer * rate * found["recomputes"]
                 cells = (
-                    config.stem, f"{found['step']:.3f}", f"{rate:,.0f}", f"{work_done / 1e12:.0f}",
+                    name, f"{found['step']:.3f}", f"{rate:,.0f}", f"{work_done / 1e12:.0f}",
                     f"{100 * work_done / top:.1f} %", f"{again / 1e12:.0f}", f"{found['peak']:.1f}",
                     f"{found['first']:.0f} s",
                 )  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)
-        base = statistics.median(rates.get(GUIDE, [0.0])) or 1.0
-        for config, seen in rates.items():
-            print(f"{config.stem}: {statistics.median(seen):,.0f} ({min(seen):,.0f} to {max(seen):,.0f}), "
-                  f"{statistics.median(seen) / base:.1f} times the guide's")  # fmt: skip
+        base = statistics.median(rates.get(GUIDE.stem, [0.0])) or 1.0
+        for name, seen in rates.items():
+            print(f"{name}: {statistics.median(seen):,.0f} ({min(seen):,.0f} to {max(seen):,.0f}), "
+                  f"{statistics.median(seen) / base:.1f} times the guide's", flush=True)  # fmt: skip
+        if asked.bare:
+            command = [*ALONE, "bare", asked.shape, str(asked.bare)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-5:]
+            spent = [asked.bare * 2048 / float(text) for text in said]
+            print(f"the model alone, {asked.bare} x 2048: {statistics.median(spent):,.0f} ({min(spent):,.0f} to "
+                  f"{max(spent):,.0f}) tokens/s", flush=True)  # fmt: skip
+        if asked.alone:
+            print(alone(work, f"r0-{len(configs) - 1}"), flush=True)
 
 
 if __name__ == "__main__":
