@@ -40,7 +40,7 @@ VARIATIONS: list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, str]]] = 
     ("ZeRO-3, layers whole, flash-attn", SHARDED, {"zero": WHOLE, "attention": "flash_attention_2"}, EXPAND),
     ("ZeRO-3, layers whole, prefetch 2e8", SHARDED, {"zero": {**WHOLE, **AHEAD}}, EXPAND),
 ]  # fmt: skip
-LONGEST, LOSSES, STEPS = 14, 50, 8
+LONGEST, LOSSES, STEPS = 14, 30, 8
 KINDS = {
     "attention": r"fmha|flash|attention|cutlass[FB]|sdpa",
     "matrix products": r"gemm|nvjet|cutlass|cublas",
@@ -103,16 +103,15 @@ def same_losses() -> None:
     guide = make((GEMMA1, 1, 3, 512, 4, True, False))
     fast = make((GEMMA1, 1, 2, 512, 4, False, True, True))
     wanted = ((guide, False), (guide, True), (fast, False))
-    found = list(
-        each([(measure, (one, LOSSES, 3e-5, partial(text_blocks, one, turned=turned))) for one, turned in wanted])
-    )
-    if any(isinstance(one, str) for one in found):
-        print("losses:", found)
-        return
-    base, noise, ours = (one["losses"] for one in found)
-    print("losses: step | ZeRO-3, recomputes | the same, rows turned | ZeRO-2, liger, fused AdamW")
-    for step in range(9, LOSSES, 10):
-        print(f"  {step + 1} | {base[step]:.4f} | {noise[step]:.4f} | {ours[step]:.4f}")
+    jobs = [(measure, (one, LOSSES, 3e-5, partial(text_blocks, one, turned=turned))) for one, turned in wanted]
+    found = []
+    names = ("ZeRO-3, recomputes", "the same, rows turned", "ZeRO-2, liger, fused AdamW")
+    for name, seen in zip(names, each(jobs), strict=True):
+        if isinstance(seen, str):
+            raise SystemExit(f"{name}: {seen}")
+        found.append(seen["losses"])
+        print(f"losses, {name}: {' '.join(f'{loss:.4f}' for loss in seen['losses'])}", flush=True)
+    base, noise, ours = found
     for name, other in (("reordering", noise), ("the fast recipe", ours)):
         apart = [abs(a - b) for a, b in zip(base, other, strict=True)]
         print(f"  {name}: mean difference {statistics.mean(apart):.4f}, largest {max(apart):.4f}", flush=True)

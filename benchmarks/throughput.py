@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -60,15 +61,14 @@ def run(config: Path, work: Path, name: str, gpus: int, steps: int, more: list[s
     print(f"{name} {config.stem}: until {', '.join(f'{key} {phases[key]:.0f} s' for key in reversed(phases))}; "
           f"losses {[event['loss'] for event in seen]}", file=sys.stderr, flush=True)  # fmt: skip
     rendered = yaml.safe_load((place / "cpt" / "train.yaml").read_text())
+    found = json.loads((place / "output" / "train_results.json").read_text())
+    shutil.rmtree(place / "output")
     tokens = rendered["cutoff_len"] * rendered["per_device_train_batch_size"]
     tokens *= rendered.get("gradient_accumulation_steps", 8)
     skipped = min(3, len(seen) - 2)  # the first steps compile kernels
     span, made = (seen[-1][key] - seen[skipped][key] for key in ("time", "step"))
     if span < LEAST:  # rows are looked at five times a second; all steps together are then the better figure
-        span, made = (
-            json.loads((place / "output" / "train_results.json").read_text())["train_runtime"],
-            seen[-1]["step"],
-        )
+        span, made = found["train_runtime"], seen[-1]["step"]
     return {
         "step": span / made,
         "tokens": tokens,

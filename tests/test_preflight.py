@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,20 @@ def test_the_command_on_path_comes_before_the_one_beside_python(
     assert preflight.executable("tool", {"PATH": str(tmp_path / "path")}) == str(tmp_path / "path" / "tool")
     assert preflight.executable("tool", {"PATH": "/absent"}) == str(tmp_path / "beside" / "tool")
     assert preflight.executable("absent", {"PATH": "/absent"}) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "package"), [("enable_liger_kernel: true", "liger-kernel"), ("flash_attn: fa2", "flash-attn")]
+)
+def test_kernels_that_are_asked_for_are_installed(
+    line: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llamafactory-cli").touch(mode=0o755)
+    asked = dataclasses.replace(plan(), train_yaml=f"bf16: true\n{line}\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(preflight.record, "versions", dict)
+    found = preflight.stack_installed(asked, {"PATH": str(tmp_path)})
+    assert [problem.what for problem in found] == [f"train.{line.split(':')[0]} is set, and {package} is not installed"]
+    assert preflight.stack_installed(plan(), {"PATH": str(tmp_path)}) == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert preflight.stack_installed(asked, {"PATH": str(tmp_path)}) == []

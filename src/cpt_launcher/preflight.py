@@ -115,6 +115,13 @@ def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tup
     return Ready(there, not absent and not own_hook, tuple(warnings)), found
 
 
+# Without the package, LLaMA-Factory fails in the worker, or says so there and takes the slower way (attention.py).
+KERNELS = (
+    ("enable_liger_kernel: true", "liger_kernel", "pip install -c pins.txt -e '.[train,fast]'"),
+    ("flash_attn: fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled for your torch)"),
+)
+
+
 def secrets_set(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     """Every secret that the config names has a value in the environment."""
     hint = "export {0}=... in this shell (`read -rs {0}; export {0}` keeps it out of the history)"
@@ -130,9 +137,10 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
     if missing:
         return [_not_installed(missing)]
-    if "enable_liger_kernel: true" in plan.train_yaml and importlib.util.find_spec("liger_kernel") is None:
-        what = "train.enable_liger_kernel is set, and liger-kernel is not installed"
-        return [Problem(what, sys.prefix, "pip install -c pins.txt -e '.[train,fast]', or leave it out")]
+    for line, module, hint in KERNELS:
+        if f"{line}\n" in plan.train_yaml and importlib.util.find_spec(module) is None:
+            what = f"train.{line.split(':')[0]} is set, and {module.replace('_', '-')} is not installed"
+            return [Problem(what, sys.prefix, f"{hint}, or leave it out")]
     have = record.versions()
     what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
     return [Problem(what.format(name, have[name], latest), sys.prefix, INSTALL) for name, latest in too_late(have)]
