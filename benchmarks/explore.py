@@ -7,6 +7,7 @@ text.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -21,24 +22,25 @@ from cpt_launcher.memory import Setting
 
 FAST, SHARDED = (GEMMA4, 1, 2, 2048, 8, False, True, True), (GEMMA4, 1, 3, 2048, 8, False, True, True)
 WHOLE = {"stage3_module_granularity_threshold": 30_000_000}
-AHEAD = {"stage3_prefetch_bucket_size": 200_000_000}
+PREFETCH = {"stage3_prefetch_bucket_size": 200_000_000}
 SMALL = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
 EXPAND = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-# name, setting, what measure() is told, environment
-VARIATIONS: list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, str]]] = [
-    ("ZeRO-2", FAST, {}, EXPAND),
-    ("ZeRO-2, flash-attn", FAST, {"attention": "flash_attention_2"}, EXPAND),
-    ("ZeRO-2, torch.compile", FAST, {"compiled": True}, EXPAND),
-    ("ZeRO-2, flash-attn, torch.compile", FAST, {"attention": "flash_attention_2", "compiled": True}, EXPAND),
+Variation = tuple[str, tuple[Any, ...], dict[str, Any], dict[str, str]]
+# name, setting, what measure() is told, environment beside EXPAND
+VARIATIONS: list[Variation] = [
+    ("ZeRO-2", FAST, {}, {}),
+    ("ZeRO-2, flash-attn", FAST, {"attention": "flash_attention_2"}, {}),
+    ("ZeRO-2, torch.compile", FAST, {"compiled": True}, {}),
+    ("ZeRO-2, flash-attn, torch.compile", FAST, {"attention": "flash_attention_2", "compiled": True}, {}),
     ("ZeRO-2, plain allocator", FAST, {}, {"PYTORCH_CUDA_ALLOC_CONF": ""}),
-    ("ZeRO-2, OMP_NUM_THREADS=1", FAST, {}, {**EXPAND, "OMP_NUM_THREADS": "1"}),
-    ("ZeRO-2, buckets 5e7", FAST, {"zero": SMALL}, EXPAND),
-    ("ZeRO-2, overlap_comm false", FAST, {"zero": {"overlap_comm": False}}, EXPAND),
-    ("ZeRO-3", SHARDED, {}, EXPAND),
-    ("ZeRO-3, layers whole", SHARDED, {"zero": WHOLE}, EXPAND),
-    ("ZeRO-3, layers whole, OMP_NUM_THREADS=1", SHARDED, {"zero": WHOLE}, {**EXPAND, "OMP_NUM_THREADS": "1"}),
-    ("ZeRO-3, layers whole, flash-attn", SHARDED, {"zero": WHOLE, "attention": "flash_attention_2"}, EXPAND),
-    ("ZeRO-3, layers whole, prefetch 2e8", SHARDED, {"zero": {**WHOLE, **AHEAD}}, EXPAND),
+    ("ZeRO-2, OMP_NUM_THREADS=1", FAST, {}, {"OMP_NUM_THREADS": "1"}),
+    ("ZeRO-2, buckets 5e7", FAST, {"zero": SMALL}, {}),
+    ("ZeRO-2, overlap_comm false", FAST, {"zero": {"overlap_comm": False}}, {}),
+    ("ZeRO-3", SHARDED, {}, {}),
+    ("ZeRO-3, layers whole", SHARDED, {"zero": WHOLE}, {}),
+    ("ZeRO-3, layers whole, OMP_NUM_THREADS=1", SHARDED, {"zero": WHOLE}, {"OMP_NUM_THREADS": "1"}),
+    ("ZeRO-3, layers whole, flash-attn", SHARDED, {"zero": WHOLE, "attention": "flash_attention_2"}, {}),
+    ("ZeRO-3, layers whole, prefetch 2e8", SHARDED, {"zero": {**WHOLE, **PREFETCH}}, {}),
 ]  # fmt: skip
 LONGEST, LOSSES, STEPS = 14, 30, 8
 KINDS = {
@@ -72,7 +74,7 @@ def profile(row: tuple[Any, ...], told: dict[str, Any]) -> str:
         spent = event.self_device_time_total / 1e6
         kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key)), "other")
         sums[kind] = sums.get(kind, 0.0) + spent
-        rows.append((spent, event.count, kind, event.key))
+        rows.append((spent, event.count, event.key))
     rate = one.tokens / seen["seconds"][2]
     kernels = sum(sums.values())
     lines = [
@@ -81,17 +83,22 @@ def profile(row: tuple[Any, ...], told: dict[str, Any]) -> str:
     ]
     lines += [f"  {spent:.3f} s  {kind}" for kind, spent in sorted(sums.items(), key=lambda item: -item[1])]
     longest = sorted(rows, reverse=True)[:LONGEST]
-    return "\n".join([*lines, *(f"    {spent:.4f} s {count:5}  {name[:100]}" for spent, count, _, name in longest)])
+    return "\n".join([*lines, *(f"    {spent:.4f} s {count:5}  {name[:100]}" for spent, count, name in longest)])
+
+
+@functools.cache
+def corpus() -> torch.Tensor:
+    """The demo's corpus in bytes."""
+    lines = (ROOT / "dataset-configs" / "moby_dick.jsonl").read_text().splitlines()
+    joined = "\n".join(json.loads(line)["text"] for line in lines)
+    return torch.frombuffer(bytearray(joined.encode()), dtype=torch.uint8)
 
 
 def text_blocks(one: Setting, number: int, *, turned: bool) -> torch.Tensor:
     """A micro-batch of the demo's corpus, a token a byte; `turned` has its rows the other way round, which changes
     nothing but the order of sums.
     """
-    lines = (ROOT / "dataset-configs" / "moby_dick.jsonl").read_text().splitlines()
-    whole = torch.frombuffer(
-        bytearray("\n".join(json.loads(line)["text"] for line in lines).encode()), dtype=torch.uint8
-    )
+    whole = corpus()
     count = one.tokens
     start = (number * count) % (whole.numel() - count)
     rows = whole[start : start + count].long().view(one.micro_batch, one.block) + 5
@@ -117,9 +124,14 @@ def same_losses() -> None:
         print(f"  {name}: mean difference {statistics.mean(apart):.4f}, largest {max(apart):.4f}", flush=True)
 
 
-def chosen(part: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, str]]]:
+def chosen(part: str) -> list[Variation]:
     """The variations whose name holds a text; `=NAME` is that one alone."""
     return [one for one in VARIATIONS if (part.startswith("=") and one[0] == part[1:]) or part in one[0]]
+
+
+def envs(wanted: list[Variation]) -> list[dict[str, str]]:
+    """The environment of each."""
+    return [{**EXPAND, **env} for *_, env in wanted]
 
 
 def times(part: str) -> None:
@@ -127,7 +139,7 @@ def times(part: str) -> None:
     print("| variation | s a step, median (range) | tokens/s | peak GiB | loss |\n| --- | --- | --- | --- | --- |")
     wanted = chosen(part)
     jobs = [(partial(measure, **told), (make(row), STEPS)) for _, row, told, _ in wanted]
-    for (name, row, _, _), seen in zip(wanted, each(jobs, [env for *_, env in wanted]), strict=True):
+    for (name, row, _, _), seen in zip(wanted, each(jobs, envs(wanted)), strict=True):
         if isinstance(seen, str):
             print(f"| {name} | {seen[:300]} |", flush=True)
             continue
@@ -146,7 +158,7 @@ def main() -> None:
         same_losses()
     elif what == "profile":
         wanted = chosen(part)
-        for said in each([(profile, (row, told)) for _, row, told, _ in wanted], [env for *_, env in wanted]):
+        for said in each([(profile, (row, told)) for _, row, told, _ in wanted], envs(wanted)):
             print(said, flush=True)
     else:
         times(part)

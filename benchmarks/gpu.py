@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -42,32 +43,35 @@ def kernels(kind: str) -> None:
     getattr(liger, f"apply_liger_kernel_to_{ {'gemma3': 'gemma3_text'}.get(kind, kind) }")()
 
 
-def bare(name: str, batch: int, block: int = 2048) -> list[float]:
-    """Seconds of forward and backward alone, five times: no optimizer, no DeepSpeed, nothing recomputed."""
-    kernels(shape.find(name).kind)
-    model = random_model(name, attn_implementation="sdpa").train()
-    tokens, times = torch.randint(5, 20000, (batch, block), device=DEVICE), []
-    for _ in range(8):
+def timed(work: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of `count` runs, after three that warm up."""
+    times = []
+    for _ in range(3 + count):
         torch.cuda.synchronize()
         began = time.monotonic()
-        model(input_ids=tokens, labels=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).loss.backward()
-        model.zero_grad()
+        work()
         torch.cuda.synchronize()
         times.append(time.monotonic() - began)
     return times[3:]
 
 
+def bare(name: str, batch: int, block: int = 2048) -> list[float]:
+    """Seconds of forward and backward alone, five times: no optimizer, no DeepSpeed, nothing recomputed."""
+    kernels(shape.find(name).kind)
+    model = random_model(name, attn_implementation="sdpa").train()
+    tokens = torch.randint(5, 20000, (batch, block), device=DEVICE)
+
+    def both() -> None:
+        model(input_ids=tokens, labels=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).loss.backward()
+        model.zero_grad()
+
+    return timed(both, 5)
+
+
 def ceiling() -> float:
     """Of bf16 matrix products of random 8192 x 8192 matrices, in operations a second."""
     left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for _ in range(23):
-        torch.cuda.synchronize()
-        began = time.monotonic()
-        left @ right
-        torch.cuda.synchronize()
-        times.append(time.monotonic() - began)
-    return 2 * 8192**3 / statistics.median(times[3:])
+    return 2 * 8192**3 / statistics.median(timed(lambda: left @ right, 20))
 
 
 if __name__ == "__main__":

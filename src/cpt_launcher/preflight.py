@@ -26,6 +26,11 @@ LATEST = {
     "datasets": "3.6.0",
     "tokenizers": "0.21.1",
 }
+# Without the package, LLaMA-Factory fails in the worker, or says so there and takes the slower way (attention.py).
+KERNELS = (
+    ("enable_liger_kernel: true", "liger_kernel", "pip install -c pins.txt -e '.[train,fast]'"),
+    ("flash_attn: fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled for your torch)"),
+)
 Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 
 
@@ -113,13 +118,6 @@ def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tup
         why = "the YAML has a worker hook of its own" if own_hook else f"cpt-launcher is not on {', '.join(absent)}"
         warnings.append(f"checkpoints are copied by every rank, Ray's own way: {why}")
     return Ready(there, not absent and not own_hook, tuple(warnings)), found
-
-
-# Without the package, LLaMA-Factory fails in the worker, or says so there and takes the slower way (attention.py).
-KERNELS = (
-    ("enable_liger_kernel: true", "liger_kernel", "pip install -c pins.txt -e '.[train,fast]'"),
-    ("flash_attn: fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled for your torch)"),
-)
 
 
 def secrets_set(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
