@@ -21,6 +21,8 @@ from planned import GEMMA1, GEMMA4, ROOT, each, gib, greet, label, make, measure
 from cpt_launcher.memory import Setting
 
 FAST, SHARDED = (GEMMA4, 1, 2, 2048, 8, False, True, True), (GEMMA4, 1, 3, 2048, 8, False, True, True)
+SHORT, LONG = (GEMMA4, 1, 2, 1024, 16, False, True, True), (GEMMA4, 1, 2, 4096, 4, False, True, True)
+FLASH = {"attention": "flash_attention_2"}
 WHOLE = {"stage3_module_granularity_threshold": 30_000_000}
 PREFETCH = {"stage3_prefetch_bucket_size": 200_000_000}
 SMALL = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
@@ -29,18 +31,23 @@ Variation = tuple[str, tuple[Any, ...], dict[str, Any], dict[str, str]]
 # name, setting, what measure() is told, environment beside EXPAND
 VARIATIONS: list[Variation] = [
     ("ZeRO-2", FAST, {}, {}),
-    ("ZeRO-2, flash-attn", FAST, {"attention": "flash_attention_2"}, {}),
-    ("ZeRO-2, torch.compile", FAST, {"compiled": True}, {}),
-    ("ZeRO-2, flash-attn, torch.compile", FAST, {"attention": "flash_attention_2", "compiled": True}, {}),
+    ("ZeRO-2, flash-attn", FAST, FLASH, {}),
     ("ZeRO-2, plain allocator", FAST, {}, {"PYTORCH_CUDA_ALLOC_CONF": ""}),
     ("ZeRO-2, OMP_NUM_THREADS=1", FAST, {}, {"OMP_NUM_THREADS": "1"}),
     ("ZeRO-2, buckets 5e7", FAST, {"zero": SMALL}, {}),
     ("ZeRO-2, overlap_comm false", FAST, {"zero": {"overlap_comm": False}}, {}),
+    ("ZeRO-2, blocks of 1,024", SHORT, {}, {}),
+    ("ZeRO-2, blocks of 4,096", LONG, {}, {}),
+    ("ZeRO-2, flash-attn, blocks of 4,096", LONG, FLASH, {}),
+    ("ZeRO-2, again", FAST, {}, {}),
     ("ZeRO-3", SHARDED, {}, {}),
     ("ZeRO-3, layers whole", SHARDED, {"zero": WHOLE}, {}),
     ("ZeRO-3, layers whole, OMP_NUM_THREADS=1", SHARDED, {"zero": WHOLE}, {"OMP_NUM_THREADS": "1"}),
-    ("ZeRO-3, layers whole, flash-attn", SHARDED, {"zero": WHOLE, "attention": "flash_attention_2"}, {}),
+    ("ZeRO-3, layers whole, flash-attn", SHARDED, {"zero": WHOLE, **FLASH}, {}),
     ("ZeRO-3, layers whole, prefetch 2e8", SHARDED, {"zero": {**WHOLE, **PREFETCH}}, {}),
+    ("ZeRO-2, at the end", FAST, {}, {}),
+    ("ZeRO-2, flash-attn, at the end", FAST, FLASH, {}),
+    ("ZeRO-2, torch.compile", FAST, {"compiled": True}, {}),
 ]  # fmt: skip
 LONGEST, LOSSES, STEPS = 14, 30, 8
 KINDS = {

@@ -3,7 +3,7 @@
 `python benchmarks/throughput.py [CONFIG[,key=value...] ...] [--gpus N] [--shape MODEL] [--steps 15] [--rounds 1]`:
 builds a random model of the shape (of `cpt plan`'s table), runs each config for a few steps with it on the demo's
 corpus, nothing saved, nothing tracked, and prints a table. `--alone`: then the last config's YAML by LLaMA-Factory
-alone. `--bare BATCH`: then the model's forward and backward alone.
+alone. `--bare BATCH`: in each round the model's forward and backward alone, five times in a process.
 """
 
 from __future__ import annotations
@@ -136,16 +136,16 @@ def main() -> None:
                     f"{found['first']:.0f} s",
                 )  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)
+            if asked.bare:
+                command = [*ALONE, "bare", asked.shape, str(asked.bare)]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-5:]
+                spent = [asked.bare * 2048 / float(text) for text in said]
+                rates.setdefault(f"the model alone, {asked.bare} x 2048", []).append(statistics.median(spent))
+                print(f"the model alone: {' '.join(f'{rate:,.0f}' for rate in spent)} tokens/s", flush=True)
         base = statistics.median(rates.get(GUIDE.stem, [0.0])) or 1.0
         for name, seen in rates.items():
             print(f"{name}: {statistics.median(seen):,.0f} ({min(seen):,.0f} to {max(seen):,.0f}), "
                   f"{statistics.median(seen) / base:.1f} times the guide's", flush=True)  # fmt: skip
-        if asked.bare:
-            command = [*ALONE, "bare", asked.shape, str(asked.bare)]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-5:]
-            spent = [asked.bare * 2048 / float(text) for text in said]
-            print(f"the model alone, {asked.bare} x 2048: {statistics.median(spent):,.0f} ({min(spent):,.0f} to "
-                  f"{max(spent):,.0f}) tokens/s", flush=True)  # fmt: skip
         if asked.alone:
             print(alone(work, f"r0-{len(configs) - 1}"), flush=True)
 
