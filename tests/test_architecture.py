@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"assets", "config", "errors", "layout", "yamlfile"},
     "after_import": set(),
     "token_count": {"after_import"},
-    "tokenizing": {"token_count"},
-    "tokenized": {"dataset", "disk", "errors", "layout", "manifest", "schema"},
+    "subtask": {"errors", "explain", "launch", "secrets"},
+    "tokenizing": {"subtask", "token_count"},
+    "tokenized": {"dataset", "layout", "manifest", "schema"},
     "plan": {
         "assets", "config", "dataset", "derive", "errors", "layout", "manifest", "render", "schema", "tokenized",
     },
@@ -56,11 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "registry", "source", "transfer"},
     "preflight": {"cluster", "errors", "fetch", "footprint", "nodes", "plan", "record", "sizing", "tracker"},
     "launch": {"errors"},
-    "exporting": set(),
-    "export": {
-        "assets", "checkpoints", "disk", "errors", "explain", "exporting", "footprint", "history", "launch",
-    },
-    "evaluation": {"disk", "errors", "explain", "export", "exporting", "history", "launch", "plan"},
+    "exporting": {"subtask"},
+    "export": {"assets", "checkpoints", "disk", "errors", "exporting", "footprint", "history", "subtask"},
+    "evaluation": {"disk", "errors", "export", "exporting", "history", "plan", "subtask"},
     "cli_models": {"assets", "errors", "evaluation", "export", "history", "launch", "terminal", "yamlfile"},
     "guard": {"launch"},
     "record": {"disk", "errors", "layout", "plan"},
@@ -102,7 +101,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_plan": {"errors", "pace", "plan", "progress", "reader", "sizing", "terminal", "validate"},
     "run": {
         "attempt", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest", "plan",
-        "preflight", "record", "results", "secrets", "stage", "token_count", "tokenized",
+        "preflight", "record", "results", "secrets", "stage",
+    },
+    "pretokenize": {
+        "attempt", "config", "disk", "errors", "plan", "preflight", "run", "subtask", "token_count",
     },
     "terminal": {
         "checkpoints", "dataset", "doctor", "errors", "evaluation", "export", "findings", "history", "plan", "plots",
@@ -110,8 +112,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         "__init__", "assets", "cli_job", "cli_models", "cli_plan", "cli_runs", "config", "demo", "disk", "editor",
-        "errors", "fetch", "findings", "launch", "live", "plan", "reader", "run", "schema", "stage", "terminal",
-        "validate",
+        "errors", "fetch", "findings", "launch", "live", "plan", "pretokenize", "reader", "run", "schema", "stage",
+        "terminal", "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip

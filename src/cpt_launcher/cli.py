@@ -172,15 +172,14 @@ def fetch_model(
 @app.command(epilog="Example: cpt tokenize configs/gemma3_4b.yaml")
 def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None) -> None:
     """Tokenise the config's corpus once, on CPUs, so that no GPU waits for it; runs then use it."""
-    from cpt_launcher import live
-    from cpt_launcher import run as runs
+    from cpt_launcher import live, pretokenize
 
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
     _check(config, overrides or [])
     with launch.interruptible(), live.show(raw=False) as show:
-        runs.tokenize(loaded, os.environ, show)
+        pretokenize.tokenize(loaded, os.environ, show)
 
 
 @app.command(epilog="Example: cpt demo --storage /tmp/cpt-demo")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import sys
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import disk, export, launch
-from cpt_launcher.errors import ConfigError, InterruptedRunError, Problem, TrainingError
-from cpt_launcher.explain import explain
+from cpt_launcher import disk, export, subtask
+from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
 from cpt_launcher.plan import UNSET
@@ -97,19 +95,12 @@ def _evaluate(arguments: Mapping[str, object], environ: Mapping[str, str], *, on
     env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")}
     if on_cpu:
         env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    lines: collections.deque[str] = collections.deque(maxlen=2000)
+    where = str(arguments["model_name_or_path"])
     with tempfile.TemporaryDirectory(prefix="cpt-eval-") as place:
-        recipe = Path(place, "eval.yaml")
-        disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(Path(place, "output"))}))
-        exited = launch.run((sys.executable, "-m", "llamafactory.cli", "train", str(recipe)), env, lines.append)
-        if exited.interrupted_by is not None:
-            raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", ""))
-        results = Path(place, "output", "eval_results.json")
-        if exited.code != 0 or not results.is_file():
-            failure = explain(list(lines))
-            what = failure.cause if failure else " ".join(" ".join(lines).split()[-40:])
-            where = str(arguments["model_name_or_path"])
-            raise TrainingError(Problem(f"the evaluation failed: {what}", where, failure.hint if failure else ""))
+        recipe, results = Path(place, "eval.yaml"), Path(place, "output", "eval_results.json")
+        disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(results.parent)}))
+        argv = (sys.executable, "-m", "llamafactory.cli", "train", str(recipe))
+        subtask.run(argv, env, "the evaluation", where, "cpt validate --strict asks LLaMA-Factory's own parser")
         return dict(json.loads(results.read_text(encoding="utf-8")))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, checkpoints, disk, footprint, launch
+from cpt_launcher import assets, checkpoints, disk, footprint, subtask
 from cpt_launcher.checkpoints import Checkpoint
-from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem, TrainingError
-from cpt_launcher.explain import explain
-from cpt_launcher.exporting import RESULT, gathered
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
 
 RECIPE = (
@@ -107,7 +105,9 @@ def export(
         "arguments": {"trust_remote_code": bool(train.get("trust_remote_code")), **options.arguments},
     }
     try:
-        seen = _run(request, environ)
+        env = {**environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+        argv, hint = (sys.executable, "-m", "cpt_launcher.exporting"), "is the checkpoint sound? cpt checkpoints looks"
+        seen = subtask.run(argv, env, "the export", str(chosen.path), hint, given=json.dumps(request))
         disk.write_text(part / "README.md", card(run, chosen, seen))
         disk.sync_tree(part)
         disk.rename(part, target)
@@ -116,22 +116,6 @@ def export(
             disk.remove_tree(part)
         raise
     return Exported(target, chosen.path, chosen.step, seen)
-
-
-def _run(request: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    lines: collections.deque[str] = collections.deque(maxlen=2000)
-    env = {**environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    argv = (sys.executable, "-m", "cpt_launcher.exporting")
-    exited = launch.run(argv, env, lines.append, given=json.dumps(request))
-    if exited.interrupted_by is not None:
-        raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", "", "nothing was exported"))
-    made = [line.removeprefix(RESULT) for line in lines if line.startswith(RESULT)]
-    if exited.code != 0 or not made:
-        failure = explain(list(lines))
-        what = failure.cause if failure else " ".join(" ".join(lines).split()[-40:])
-        hint = failure.hint if failure else "is the checkpoint sound? cpt checkpoints looks"
-        raise TrainingError(Problem(f"the export failed: {what}", str(request["source"]), hint))
-    return dict(json.loads(made[-1]))
 
 
 def _require_room(source: Path, target: Path, options: Options) -> None:

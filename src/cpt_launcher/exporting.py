@@ -1,7 +1,7 @@
 """A checkpoint to a folder that transformers loads: `python -m cpt_launcher.exporting`, a request as JSON on stdin.
 
 Runs in a process of its own, with the training stack. Through LLaMA-Factory's own export; weights that ZeRO-3 did not
-gather are put together first, with DeepSpeed's own function. The last line of its output is `RESULT` and JSON.
+gather are put together first, with DeepSpeed's own function. Its result is a line for `subtask`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RESULT = "cpt-exported "
+from cpt_launcher.subtask import RESULT
+
 SAMPLES = 8
 NEW_TOKENS = 12
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

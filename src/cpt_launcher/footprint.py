@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from cpt_launcher.plan import Plan
 
 # Bytes a parameter takes in a checkpoint: weights in 16 bits, and the optimizer's master copy and two moments in 32
@@ -34,11 +32,10 @@ class Footprint:
 def on_storage(plan: Plan) -> Footprint | None:
     """What the checkpoints take that are there at once; None where the model or the number of saves is not known."""
     parameters = count_parameters(Path(plan.model)) if plan.model.startswith("/") else None
-    train = yaml.safe_load(plan.train_yaml) or {}
-    count = kept(train, plan.keep)
+    count = kept(plan.train, plan.keep)
     if not parameters or count is None:
         return None
-    return Footprint(count, *bytes_of(parameters, parameters, train))
+    return Footprint(count, *bytes_of(parameters, parameters, plan.train))
 
 
 def bytes_of(loaded: int, trained: int, train: Mapping[str, object]) -> tuple[int, int]:

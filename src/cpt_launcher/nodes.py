@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import yaml
-
 from cpt_launcher.errors import Problem
 from cpt_launcher.plan import Plan
 
@@ -80,7 +78,7 @@ def _resources(plan: Plan, cluster: Cluster) -> list[Problem]:
     """Ray waits for ever for what no node offers, and says nothing where it is a label (Ray 2.48, Tune's
     insufficient_resources_manager.py looks at CPUs and GPUs only).
     """
-    wanted, strategy = _bundle(plan), _train(plan).get("placement_strategy", "PACK")
+    wanted, strategy = _bundle(plan), plan.train.get("placement_strategy", "PACK")
     room = [_room(node.resources, wanted) for node in cluster.nodes if not node.error]
     if strategy == "STRICT_SPREAD":
         fits = sum(count > 0 for count in room) >= plan.workers
@@ -103,7 +101,7 @@ def _room(have: Mapping[str, float], wanted: Mapping[str, float]) -> int:
 
 def _bundle(plan: Plan) -> dict[str, float]:
     """What one worker asks for; LLaMA-Factory always adds a GPU (train/tuner.py, `use_gpu=True`), ours none on CPU."""
-    given = _train(plan).get("resources_per_worker")
+    given = plan.train.get("resources_per_worker")
     wanted = {key: float(value) for key, value in given.items()} if isinstance(given, dict) else {}
     return wanted if plan.device == "cpu" else {"GPU": 1.0, **wanted}
 
@@ -159,7 +157,7 @@ def _transfer(plan: Plan, cluster: Cluster) -> list[Problem]:
 
 def _ray_init(plan: Plan, cluster: Cluster) -> list[Problem]:
     """An error of Ray's when it joins a cluster (ray/_private/worker.py, `init`)."""
-    given = _train(plan).get("ray_init_kwargs")
+    given = plan.train.get("ray_init_kwargs")
     wrong = [name for name in ("num_cpus", "num_gpus") if isinstance(given, dict) and name in given]
     what = f"ray_init_kwargs sets {', '.join(wrong)}, which an existing cluster does not take"
     return [Problem(what, cluster.address, "leave it out of train:")] if wrong else []
@@ -174,11 +172,6 @@ _CHECKS: dict[str, Callable[[Plan, Cluster], list[Problem]]] = {
     "ray-init": _ray_init,
 }
 CHECKS = tuple(_CHECKS)
-
-
-def _train(plan: Plan) -> Mapping[str, object]:
-    value = yaml.safe_load(plan.train_yaml)
-    return value if isinstance(value, dict) else {}
 
 
 def _offer(resources: Mapping[str, float]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import yaml
 
 from cpt_launcher import assets, dataset, derive, manifest, schema, tokenized
 from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
@@ -51,6 +54,12 @@ class Plan:
     keep: int = 0
     retries: int = 0
     packing: derive.Packing | None = None
+
+    @functools.cached_property
+    def train(self) -> Mapping[str, object]:
+        """The arguments in the rendered YAML."""
+        found = yaml.safe_load(self.train_yaml)
+        return found if isinstance(found, dict) else {}
 
 
 def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: str | None = None) -> Plan:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from cpt_launcher import cluster, fetch, footprint, nodes, record, sizing, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.plan import Plan
@@ -28,8 +26,8 @@ LATEST = {
 }
 # Without the package, LLaMA-Factory fails in the worker, or says so there and takes the slower way (attention.py).
 KERNELS = (
-    ("enable_liger_kernel: true", "liger_kernel", "pip install -c pins.txt -e '.[train,fast]'"),
-    ("flash_attn: fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled for your torch)"),
+    ("enable_liger_kernel", True, "liger_kernel", "pip install -c pins.txt -e '.[train,fast]', or leave it out"),
+    ("flash_attn", "fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled)"),
 )
 Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 
@@ -135,13 +133,15 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
         missing = [name for name in ("llamafactory", "ray", "deepspeed") if importlib.util.find_spec(name) is None]
     if missing:
         return [_not_installed(missing)]
-    for line, module, hint in KERNELS:
-        if f"{line}\n" in plan.train_yaml and importlib.util.find_spec(module) is None:
-            what = f"train.{line.split(':')[0]} is set, and {module.replace('_', '-')} is not installed"
-            return [Problem(what, sys.prefix, f"{hint}, or leave it out")]
     have = record.versions()
+    kernels = [
+        Problem(f"train.{key} is set, and {module.replace('_', '-')} is not installed", sys.prefix, hint)
+        for key, value, module, hint in KERNELS
+        if plan.train.get(key) == value and importlib.util.find_spec(module) is None
+    ]
     what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
-    return [Problem(what.format(name, have[name], latest), sys.prefix, INSTALL) for name, latest in too_late(have)]
+    late = [Problem(what.format(name, have[name], last), sys.prefix, INSTALL) for name, last in too_late(have)]
+    return kernels + late
 
 
 def too_late(have: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -265,7 +265,7 @@ def _accelerator(plan: Plan) -> str | None:
 
 def _labels(plan: Plan) -> list[str]:
     """The resources that every worker asks for."""
-    wanted = yaml.safe_load(plan.train_yaml).get("resources_per_worker")
+    wanted = plan.train.get("resources_per_worker")
     return [str(key) for key in wanted] if isinstance(wanted, dict) else []
 
 

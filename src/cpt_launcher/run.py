@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage, token_count, tokenized
+from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage
 from cpt_launcher.attempt import Attempt, Show
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
 from cpt_launcher.explain import Failure
 from cpt_launcher.layout import Layout
-from cpt_launcher.plan import UNSET, Plan, plan_run
+from cpt_launcher.plan import Plan, plan_run
 from cpt_launcher.results import Results
 from cpt_launcher.secrets import named, redact, values
 
@@ -70,7 +69,7 @@ def run(
     ready = preflight.check(plan, environ, skip=options.skip)
     for warning in ready.warnings:
         show.step(f"warning: {warning}")
-    _stage(plan, show)
+    stage_missing(plan, show)
     with disk.lock(layout.run_lock, wait=False) as mine:
         if not mine:
             raise _going_on(layout, "")
@@ -184,41 +183,8 @@ def _git() -> dict[str, object] | None:
     return {"commit": commit, "changed": bool(launch.ask("git", "status", "--porcelain"))} if commit else None
 
 
-def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
-    """Stage what is missing and tokenise it, unless it is there.
-
-    Raises:
-        CptError: see `errors`.
-    """
-    preflight.check_tokenizing(plan_run(config, environ))
-    _stage(plan_run(config, environ), show)
-    plan = plan_run(config, environ)
-    if plan.tokens is None:
-        what = "the data is not on the storage as the manifest says"
-        raise DataError(Problem(what, str(plan.layout.manifest), "cpt stage-data, then again"))
-    target = plan.layout.tokenized(plan.tokens)
-    if plan.layout.tokenized_marker(plan.tokens).is_file():
-        show.step(f"identical {target}")
-        return
-    env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
-    hidden = values(plan.secrets, environ)
-
-    def run_process(argv: Sequence[str]) -> tuple[int, list[str]]:
-        lines: collections.deque[str] = collections.deque(maxlen=2000)
-        keep: Callable[[str], None] = lambda line: lines.append(redact(line, hidden))  # noqa: E731
-        exited = launch.run(argv, env, keep)
-        if exited.interrupted_by is not None:
-            raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", str(target)))
-        return exited.code, list(lines)
-
-    if plan.packing:
-        show.step(str(plan.packing))
-    show.step(f"tokenises {', '.join(config.datasets)} for {config.model}")
-    made = tokenized.make(plan.layout, plan.tokens, plan.train_yaml, sys.executable, run_process)
-    show.step(f"created   {target}: {token_count.describe(made)}")
-
-
-def _stage(plan: Plan, show: Show) -> None:
+def stage_missing(plan: Plan, show: Show) -> None:
+    """Put the run's data, registry entries and DeepSpeed JSON on the storage, where they are not there yet."""
     done = stage.stage(
         plan.copies,
         plan.entries,

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from cpt_launcher import footprint, manifest, memory, pace, shape
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.memory import Memory, Setting
@@ -64,7 +62,7 @@ def size(plan: Plan, environ: Mapping[str, str], *, tokens: int | None = None, r
     Raises:
         ConfigError: the model's shape is not known, or there is no such DeepSpeed file.
     """
-    train = yaml.safe_load(plan.train_yaml)
+    train = plan.train
     home = Path(environ.get("HF_HOME") or Path(environ.get("HOME", "/root")) / ".cache" / "huggingface")
     kind = shape.find(plan.model, Path(environ.get("HF_HUB_CACHE") or home / "hub"))
     setting = _setting(kind, train, plan, _deepspeed(plan, train))

@@ -1,23 +1,20 @@
-"""Tokens made once and kept: what they depend on, where they lie, and making them."""
+"""What a tokenised corpus depends on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cpt_launcher import disk, manifest, schema
+from cpt_launcher import manifest, schema
 from cpt_launcher.dataset import Copy
-from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.layout import Layout
 
 # Arguments outside LLaMA-Factory's data group that change tokens or their order.
 _ALSO = ("seed", "use_fast_tokenizer", "split_special_tokens", "new_special_tokens", "resize_vocab", "stage")
 _NOT = ("overwrite_cache", "tokenized_path", "data_shared_file_system", "dataset_dir", "media_dir")
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model")
-
-RunProcess = Callable[[Sequence[str]], "tuple[int, list[str]]"]
 
 
 def key(
@@ -57,27 +54,3 @@ def _tokenizer(model: str) -> object:
         return model
     files = sorted({path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def make(layout: Layout, name: str, train_yaml: str, python: str, run: RunProcess) -> dict[str, object]:
-    """Tokenise in a process of its own, to a folder that gets its name, and then its marker, when it is whole.
-
-    Raises:
-        DataError: LLaMA-Factory failed; its last words.
-    """
-    target, part = layout.tokenized(name), layout.tokenized(f".{name}.part")
-    recipe = layout.tokenized(f".{name}.yaml")
-    disk.remove_tree(part)
-    disk.write_text(recipe, train_yaml)
-    code, lines = run((python, "-m", "cpt_launcher.tokenizing", str(recipe), str(part)))
-    made = [line.partition(" ")[2] for line in lines if line.startswith("cpt-tokenized ")]
-    disk.remove_tree(recipe)
-    if code != 0 or not made:
-        disk.remove_tree(part)
-        words = " ".join(" ".join(lines).split()[-60:])
-        raise DataError(Problem(f"tokenising failed: {words}", str(layout.storage), "cpt validate --data --strict"))
-    result: dict[str, object] = json.loads(made[-1])
-    disk.remove_tree(target)
-    disk.rename(part, target)
-    disk.write_json(layout.tokenized_marker(name), result)
-    return result

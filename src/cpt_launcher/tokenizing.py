@@ -1,6 +1,6 @@
 """LLaMA-Factory's own tokenising, alone and on CPUs: `python -m cpt_launcher.tokenizing TRAIN_YAML FOLDER`.
 
-Runs in a process of its own, with the training stack. The last line of its output is `RESULT` and a JSON object.
+Runs in a process of its own, with the training stack. Its result is a line for `subtask`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import yaml
 
 from cpt_launcher import token_count
+from cpt_launcher.subtask import RESULT
 
-RESULT = "cpt-tokenized "
 # What asks for GPUs, a process group or a tracker at parse time, and does not change the tokens.
 _NOT_HERE = (
     "deepspeed",

@@ -1,0 +1,56 @@
+"""`cpt tokenize`: a corpus's tokens, made once and kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from cpt_launcher import disk, preflight, subtask, token_count
+from cpt_launcher.attempt import Show
+from cpt_launcher.config import RunConfig
+from cpt_launcher.errors import DataError, Problem
+from cpt_launcher.plan import UNSET, Plan, plan_run
+from cpt_launcher.run import stage_missing
+
+
+def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
+    """Stage what is missing and tokenise it, unless it is there.
+
+    Raises:
+        CptError: see `errors`.
+    """
+    preflight.check_tokenizing(plan_run(config, environ))
+    stage_missing(plan_run(config, environ), show)
+    plan = plan_run(config, environ)
+    if plan.tokens is None:
+        what = "the data is not on the storage as the manifest says"
+        raise DataError(Problem(what, str(plan.layout.manifest), "cpt stage-data, then again"))
+    target = plan.layout.tokenized(plan.tokens)
+    if plan.layout.tokenized_marker(plan.tokens).is_file():
+        show.step(f"identical {target}")
+        return
+    if plan.packing:
+        show.step(str(plan.packing))
+    show.step(f"tokenises {', '.join(config.datasets)} for {config.model}")
+    show.step(f"created   {target}: {token_count.describe(_make(plan, plan.tokens, environ))}")
+
+
+def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object]:
+    """Tokenise to a folder that gets its name, and then its marker, when it is whole."""
+    layout = plan.layout
+    target, part = layout.tokenized(name), layout.tokenized(f".{name}.part")
+    recipe = layout.tokenized(f".{name}.yaml")
+    env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
+    argv = (sys.executable, "-m", "cpt_launcher.tokenizing", str(recipe), str(part))
+    disk.remove_tree(part)
+    disk.write_text(recipe, plan.train_yaml)
+    try:
+        hint = "cpt validate --data --strict"
+        made = subtask.run(argv, env, "tokenising", str(layout.storage), hint, error=DataError)
+        disk.remove_tree(target)
+        disk.rename(part, target)
+    finally:
+        disk.remove_tree(recipe)
+        disk.remove_tree(part)
+    disk.write_json(layout.tokenized_marker(name), made)
+    return made

@@ -1,0 +1,38 @@
+"""A process beside a run: its result, its failure, and no secret in either."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from cpt_launcher import subtask
+from cpt_launcher.errors import DataError, TrainingError
+
+TOKEN = "hf_averysecretvalue"
+
+
+def run(code: str, **more: object) -> dict[str, object]:
+    environ = {**os.environ, "HF_TOKEN": TOKEN}
+    return subtask.run((sys.executable, "-c", code), environ, "the work", "/some/where", "look", **more)  # type: ignore[arg-type]
+
+
+def test_the_last_result_line_counts_and_stdin_is_given() -> None:
+    code = "import sys; print('noise'); print('cpt-result {\"a\": 1}'); print('cpt-result', sys.stdin.read())"
+    assert run(code, given='{"a": 2}') == {"a": 2}
+    assert run("print('noise')") == {}
+
+
+def test_a_known_failure_is_explained_and_secrets_are_replaced() -> None:
+    with pytest.raises(TrainingError) as failure:
+        run("import os; raise RuntimeError(os.environ['HF_TOKEN'])")
+    problem = failure.value.problems[0]
+    assert problem.what == "the work failed: RuntimeError: <HF_TOKEN>"
+    assert (problem.where, problem.hint) == ("/some/where", "look")
+
+
+def test_without_an_exception_the_last_words_are_said_in_the_error_asked_for() -> None:
+    with pytest.raises(DataError, match="the work failed: no such model") as failure:
+        run("import sys; print('no such  model'); sys.exit(3)", error=DataError)
+    assert TOKEN not in str(failure.value)
