@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "registry": {"dataset", "disk", "errors", "layout"},
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "registry", "source", "transfer"},
-    "preflight": {"cluster", "errors", "fetch", "footprint", "nodes", "plan", "record", "sizing", "tracker"},
+    "preflight": {"cluster", "disk", "errors", "fetch", "footprint", "nodes", "plan", "record", "sizing", "tracker"},
     "launch": {"errors"},
     "exporting": {"subtask"},
     "export": {"assets", "checkpoints", "disk", "errors", "exporting", "footprint", "history", "subtask"},

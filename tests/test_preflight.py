@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cpt_launcher import preflight
-from cpt_launcher.errors import NotReadyError
+from cpt_launcher.errors import NotReadyError, StorageError
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
 
@@ -22,6 +22,7 @@ def test_all_findings_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             plan(model=str(tmp_path), secrets=("HF_TOKEN",)), {"PATH": str(tmp_path), "RAY_TMPDIR": str(tmp_path)}
         )
     assert [problem.what for problem in caught.value.problems] == [
+        "the storage is not there",
         "the secret HF_TOKEN is not set",
         "not installed: llamafactory-cli",
         "the model is no folder with a config.json",
@@ -49,6 +50,11 @@ def test_the_command_on_path_comes_before_the_one_beside_python(
     assert preflight.executable("tool", {"PATH": str(tmp_path / "path")}) == str(tmp_path / "path" / "tool")
     assert preflight.executable("tool", {"PATH": "/absent"}) == str(tmp_path / "beside" / "tool")
     assert preflight.executable("absent", {"PATH": "/absent"}) is None
+
+
+def test_an_absent_storage_alone_is_an_error_of_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the storage is not there"):
+        preflight.check(plan(), {"RAY_TMPDIR": str(tmp_path)}, skip=tuple(preflight.CHECKS))
 
 
 def test_kernels_that_are_asked_for_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,8 @@ def _file(document: Document, entry: Entry) -> Iterator[Finding]:
     if not is_remote and not assets.is_dir(path) and not assets.is_file(path):
         given = str(entry.fields.get(key, ""))
         severity: Severity = "warning" if given.startswith("/") else "error"  # the cluster may have it
-        yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, "", "registry-file"), severity)
+        hint = "" if given.startswith("/") else "a path is relative to the registry's folder"
+        yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, hint, "registry-file"), severity)
         return
     names = [shard.name for shard in dataset.shards(path)] if not is_remote and assets.is_dir(path) else [name]
     kinds = {Path(dataset.plain_name(shard)).suffix for shard in names}

@@ -28,7 +28,7 @@ app = typer.Typer(
 ConfigArgument = Annotated[Path, typer.Argument(help="A launcher config, or a LLaMA-Factory training YAML.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as train.cutoff_len=2048."),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.cutoff_len=2048."),
 ]
 
 
@@ -55,7 +55,7 @@ def run(
         list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
     ] = None,
 ) -> None:
-    """Stage what is missing, render the training YAML, train, and say where everything is."""
+    """Stage what is missing, train, and say where everything is."""
     loaded = reader.read(config, overrides or [])
     _check(config, overrides or [])
     if dry_run:
@@ -66,14 +66,17 @@ def run(
 
 @app.command(epilog="Example: cpt validate configs/ --format github")
 def validate(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH... [KEY=VALUE]...", help="Files and folders.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files and folders; and overrides, KEY=VALUE.")],
     data: Annotated[bool, typer.Option("--data", help="Read the corpora too, every record of them.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Ask LLaMA-Factory's own parser too.")] = False,
     output: Annotated[Literal["text", "github", "json"], typer.Option("--format", help="How to print.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     pedantic: Annotated[bool, typer.Option("--warnings-as-errors", help="Warnings fail too.")] = False,
 ) -> None:
-    """Find every mistake in configs, training YAMLs, DeepSpeed JSONs and dataset registries, without a GPU."""
+    """Find every mistake in configs before anything is rented.
+
+    Also in LLaMA-Factory training YAMLs, DeepSpeed JSONs and dataset registries. It needs no GPU and no torch.
+    """
     from cpt_launcher import findings
     from cpt_launcher import validate as validation
 
@@ -91,9 +94,91 @@ def validate(
     raise typer.Exit(findings.exit_code(report.findings, warnings_as_errors=pedantic))
 
 
-configs_app = typer.Typer(
-    help="The configs, DeepSpeed files and dataset files that ship with cpt.", no_args_is_help=True
-)
+cli_plan.register(app)
+
+
+@app.command("stage-data", epilog="Example: cpt stage-data configs/gemma3_4b.yaml")
+def stage_data(
+    config: Annotated[Path | None, typer.Argument(help="Stage what this config needs (else every dataset).")] = None,
+    storage: Annotated[Path | None, typer.Option(help="The folder to stage to; replaces the config's.")] = None,
+    on_bad: Annotated[
+        Literal["fail", "skip"], typer.Option("--on-bad-record", help="skip: to a quarantine file.")
+    ] = "fail",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what came from elsewhere.")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens with this model's tokenizer.json.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read what is staged again and compare hashes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Put data and DeepSpeed JSON on the shared storage, checked."""
+    target, copies, entries = _staging(config, storage)
+    options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
+    with launch.interruptible(), terminal.bar() as progress:
+        staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
+    if as_json:
+        typer.echo(staging.as_json(staged))
+
+
+@app.command("fetch-model", epilog="Example: cpt fetch-model configs/gemma3_4b.yaml")
+def fetch_model(
+    config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None
+) -> None:
+    """Download the model to the storage, once for all nodes."""
+    from cpt_launcher import fetch
+
+    loaded = reader.read(config, overrides or [])
+    if isinstance(loaded, PlainConfig):
+        raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
+    with launch.interruptible():
+        fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
+
+
+@app.command(epilog="Example: cpt tokenize configs/gemma3_4b.yaml")
+def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None) -> None:
+    """Tokenise the corpus once, on CPUs, so that no GPU waits."""
+    from cpt_launcher import live, pretokenize
+
+    loaded = reader.read(config, overrides or [])
+    if isinstance(loaded, PlainConfig):
+        raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
+    _check(config, overrides or [])
+    with launch.interruptible(), live.show(raw=False) as show:
+        pretokenize.tokenize(loaded, os.environ, show)
+
+
+cli_runs.register(app)
+cli_models.register(app)
+cli_job.register(app)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from cpt_launcher import editor
+    from cpt_launcher import schema as arguments
+
+    typer.echo(json.dumps(editor.config_schema(arguments.load()), indent=1))
+
+
+@app.command(epilog="Example: cpt demo --storage /tmp/cpt-demo")
+def demo(
+    storage: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("cpt-demo"),
+) -> None:
+    """The whole path on two CPU workers, with a tiny model."""
+    from cpt_launcher import demo as demos
+
+    model = storage / "models" / "tiny-gemma3"
+    config = assets.shipped(assets.CONFIGS) / "tiny_cpu.yaml"
+    overrides = [f"storage={storage}", f"model={model}"] if storage != Path("cpt-demo") else []
+    if not (model / "model.safetensors").is_file():
+        terminal.note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
+        demos.make_model(model)
+    terminal.note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
+    loaded = reader.read(config, overrides)
+    _check(config, overrides)
+    _train(loaded, fresh=True)
+
+
+configs_app = typer.Typer(help="The configs and other files that ship with cpt.", no_args_is_help=True)
 app.add_typer(configs_app, name="configs")
 
 
@@ -114,7 +199,7 @@ def configs_show(
 @configs_app.command("copy", epilog="Example: cpt configs copy gemma3_4b.yaml my_run.yaml")
 def configs_copy(
     name: Annotated[str, typer.Argument(help="A name from the list; its folder may be left out.")],
-    to: Annotated[Path, typer.Argument(metavar="[DEST]", help="A file or a folder.")] = Path(),
+    to: Annotated[Path, typer.Argument(metavar="DEST", help="A file or a folder.")] = Path(),
 ) -> None:
     """Copy one to start from; a file that is there is not overwritten."""
     source = assets.shipped_file(name)
@@ -123,88 +208,6 @@ def configs_copy(
         raise ConfigError(Problem(f"{target} is there already", str(target), "name another file to copy to"))
     disk.write_text(target, assets.with_schema_path(source))
     terminal.note(f"created   {target}")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON Schema of a config, for editors."""
-    from cpt_launcher import editor
-    from cpt_launcher import schema as arguments
-
-    typer.echo(json.dumps(editor.config_schema(arguments.load()), indent=1))
-
-
-@app.command("stage-data", epilog="Example: cpt stage-data configs/gemma3_4b.yaml")
-def stage_data(
-    config: Annotated[Path | None, typer.Argument(help="Stage what this config needs (else every dataset).")] = None,
-    storage: Annotated[Path | None, typer.Option(help="The folder to stage to; replaces the config's.")] = None,
-    on_bad: Annotated[
-        Literal["fail", "skip"], typer.Option("--on-bad-record", help="skip: to a quarantine file.")
-    ] = "fail",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what came from elsewhere.")] = False,
-    tokenizer: Annotated[Path | None, typer.Option(help="Count tokens with this model's tokenizer.json.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read what is staged again and compare hashes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
-    """Put data, dataset registry and DeepSpeed JSON on the shared storage, checked on the way."""
-    target, copies, entries = _staging(config, storage)
-    options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
-    with launch.interruptible(), terminal.bar() as progress:
-        staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
-    if as_json:
-        typer.echo(staging.as_json(staged))
-
-
-@app.command("fetch-model", epilog="Example: cpt fetch-model configs/gemma3_4b.yaml")
-def fetch_model(
-    config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None
-) -> None:
-    """Download the config's model to <storage>/models, once; runs then take it from there."""
-    from cpt_launcher import fetch
-
-    loaded = reader.read(config, overrides or [])
-    if isinstance(loaded, PlainConfig):
-        raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
-    with launch.interruptible():
-        fetch.fetch_model(loaded.model, loaded.storage, terminal.note)
-
-
-@app.command(epilog="Example: cpt tokenize configs/gemma3_4b.yaml")
-def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")], overrides: Overrides = None) -> None:
-    """Tokenise the config's corpus once, on CPUs, so that no GPU waits for it; runs then use it."""
-    from cpt_launcher import live, pretokenize
-
-    loaded = reader.read(config, overrides or [])
-    if isinstance(loaded, PlainConfig):
-        raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
-    _check(config, overrides or [])
-    with launch.interruptible(), live.show(raw=False) as show:
-        pretokenize.tokenize(loaded, os.environ, show)
-
-
-@app.command(epilog="Example: cpt demo --storage /tmp/cpt-demo")
-def demo(
-    storage: Annotated[Path, typer.Option(help="Where the demo keeps everything.")] = Path("cpt-demo"),
-) -> None:
-    """The whole path on two CPU workers: a tiny model, a small real corpus, a loss that falls."""
-    from cpt_launcher import demo as demos
-
-    model = storage / "models" / "tiny-gemma3"
-    config = assets.shipped(assets.CONFIGS) / "tiny_cpu.yaml"
-    overrides = [f"storage={storage}", f"model={model}"] if storage != Path("cpt-demo") else []
-    if not (model / "model.safetensors").is_file():
-        terminal.note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
-        demos.make_model(model)
-    terminal.note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
-    loaded = reader.read(config, overrides)
-    _check(config, overrides)
-    _train(loaded, fresh=True)
-
-
-cli_runs.register(app)
-cli_models.register(app)
-cli_job.register(app)
-cli_plan.register(app)
 
 
 def _train(

@@ -16,7 +16,7 @@ from cpt_launcher.errors import ConfigError, Problem
 
 def job(
     config: Annotated[Path, typer.Argument(help="A launcher config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")] = None,
     target: Annotated[Literal["anyscale", "ray"], typer.Option(help="Where the job is to run.")] = "anyscale",
     out: Annotated[Path | None, typer.Option(help="The folder for the job's files; replaced.")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Anyscale: submit it with the anyscale CLI.")] = False,
@@ -31,7 +31,10 @@ def job(
     ] = "submit",
     number: Annotated[str | None, typer.Option("--id", help="Ray: a job's id.")] = None,
 ) -> None:
-    """The same run as an Anyscale job, or as a job on a Ray cluster; it goes on from its newest checkpoint."""
+    """The same run as an Anyscale job or a Ray job.
+
+    Started again, it goes on from its newest complete checkpoint.
+    """
     report = validate.validate([config], validate.Options(tuple(overrides or [])))
     validate.refuse(report.findings)
     if target == "anyscale":

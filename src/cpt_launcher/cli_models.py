@@ -25,7 +25,7 @@ def export(
     run: Run,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="LLaMA-Factory's own export arguments: export_size=2."),
+        typer.Argument(metavar="KEY=VALUE", help="LLaMA-Factory's own export arguments: export_size=2."),
     ] = None,
     to: Annotated[Path | None, typer.Option(help="The folder to make; absent or empty.")] = None,
     checkpoint: Checkpoint = "last",
@@ -34,7 +34,10 @@ def export(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a folder that transformers and vLLM load, from a run's final model or from a checkpoint."""
+    """Make a folder that transformers and vLLM load.
+
+    From a run's final model, or from any complete checkpoint.
+    """
     from cpt_launcher import export as exports
 
     if to is None:
@@ -58,7 +61,10 @@ def evaluate(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Loss and perplexity of the base model and of the trained one, on the same held-out tokens."""
+    """Did it help? Both models on the same held-out tokens.
+
+    Loss and perplexity of the base model and of the trained one.
+    """
     from cpt_launcher import evaluation
 
     found = history.find(run, storage, os.environ)
@@ -74,7 +80,7 @@ def ui(
     storage: Storage = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port of MLflow's page.")] = 5000,
 ) -> None:
-    """Start MLflow's own page on the runs of a storage, until Ctrl-C."""
+    """MLflow's page on the runs of a storage, until Ctrl-C."""
     place = history.choose_storage(storage, os.environ)
     database = place / "mlflow.db"
     if not database.is_file():

@@ -13,18 +13,19 @@ import typer
 from cpt_launcher import pace, progress, reader, sizing, terminal, validate
 from cpt_launcher import plan as plans
 from cpt_launcher.errors import ConfigError, Problem
-from cpt_launcher.sizing import OnCard, Sizing
+from cpt_launcher.sizing import MOST, OnCard, Sizing
 
 
 def plan(
     config: Annotated[Path, typer.Argument(help="A launcher config, or a LLaMA-Factory training YAML.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")] = None,
     gpu: Annotated[str | None, typer.Option(help=f"Only this card: {', '.join(pace.gpus())}.")] = None,
     rate: Annotated[float | None, typer.Option(min=0, help="The price of a GPU for an hour.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the corpus, instead of an estimate.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Estimate a run: memory by part, which cards it fits, the largest micro-batch, storage, time and price."""
+    """Estimate memory, cards that fit, time and price of a run."""
+    gpu = gpu and next((name for name in pace.gpus() if name.upper() == gpu.upper()), gpu)
     if gpu is not None and gpu not in pace.gpus():
         raise ConfigError(Problem(f"there are no figures for a '{gpu}'", "--gpu", f"one of {', '.join(pace.gpus())}"))
     validate.refuse(validate.validate([config], validate.Options(tuple(overrides or []))).findings)
@@ -47,7 +48,8 @@ def _row(found: OnCard) -> tuple[str, ...]:
     time = progress.duration(found.seconds) if found.seconds is not None else "?"
     price = f"{found.price:,.2f}" if found.price is not None else "-"
     step, rate = (f"{found.pace.step:.2f}", f"{found.pace.rate:,.0f}") if found.pace else ("?", "?")
-    return (found.card, "yes", str(found.largest), step, rate, time, price)
+    largest = str(found.largest) if found.largest < MOST else f"{MOST} or more"
+    return (found.card, "yes", largest, step, rate, time, price)
 
 
 def _text(run: str, device: str, found: Sizing) -> list[str]:
@@ -75,8 +77,8 @@ def _text(run: str, device: str, found: Sizing) -> list[str]:
         f"corpus {corpus}; steps {steps}",
         f"storage {storage}",
         "",
-        "Memory of each worker (GB):",
-        *(f"  {name:28} {count / 1e9:8.1f}" for name, count in rows.items()),
+        "Memory of each worker:",
+        *(f"  {name:28} {size(count):>9}" for name, count in rows.items()),
         *([f"Host memory for offloading: {parts.host / 1e9:,.0f} GB"] if parts.host else []),
         "",
     ]

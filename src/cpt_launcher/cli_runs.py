@@ -56,7 +56,7 @@ def logs(
 
 
 def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
-    """A run's checkpoints: step, loss, bytes, whether each is complete, and who can go on from it."""
+    """A run's checkpoints, and which can be gone on from."""
     found = history.find(run, storage, os.environ)
     output = found.record.get("output")
     folder = Path(str(output)) if output else found.layout.output
@@ -75,7 +75,7 @@ def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> N
 
 
 def doctor(storage: Storage = None, as_json: AsJson = False) -> None:
-    """What this machine, its Python and a running Ray cluster have and lack."""
+    """What this machine and a running Ray cluster lack."""
     from cpt_launcher import doctor as examination
 
     items = examination.examine(os.environ, storage)

@@ -80,6 +80,12 @@ def _hub_errors(model: str) -> Iterator[None]:
     except (errors.HFValidationError, ValueError) as error:
         raise NotReadyError(Problem(f"not a model's name: {error}", model, "owner/name, or a folder")) from None
     except OSError as error:  # the hub's HTTP errors are requests', and those are OSErrors
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = "check the network and start again: what came stays"
-        raise NotReadyError(Problem(f"the hub did not send the model ({reason})", page, hint)) from None
+        raise NotReadyError(Problem(f"the hub did not send the model ({_reason(error)})", page, hint)) from None
+
+
+def _reason(error: OSError) -> str:
+    """The reason behind a network error; urllib3 and requests wrap it twice."""
+    inner = error.args[0] if error.args else error
+    cause = getattr(inner, "reason", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpt_launcher import cluster, fetch, footprint, nodes, record, sizing, tracker
-from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+from cpt_launcher import cluster, disk, fetch, footprint, nodes, record, sizing, tracker
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.plan import Plan
 
 INSTALL = "pip install 'cpt-launcher[train]' (in a clone: pip install -c pins.txt -e '.[train]')"
@@ -49,11 +49,15 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     Raises:
         ConfigError: `skip` names no check.
         NotReadyError: all that was found, at once.
+        StorageError: nothing but the storage is at fault.
     """
     if unknown := set(skip) - set(names()):
         what = f"there is no preflight check '{', '.join(sorted(unknown))}'"
         raise ConfigError(Problem(what, "--skip-preflight", f"the checks are {', '.join(names())}"))
     found = [(name, item) for name, one in CHECKS.items() if name not in skip for item in one(plan, environ)]
+    absent = _storage_absent(plan)
+    if absent and not found:
+        raise absent
     ready = Ready()
     if cluster.near(environ) and "cluster" not in skip and not found:
         ready, more = _on_cluster(plan, environ)
@@ -64,9 +68,17 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     elif cluster.alone(environ):
         ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
     if found:
-        raise NotReadyError(*(_skippable(name, item) for name, item in found))
+        raise NotReadyError(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
     large = sizing.too_large(plan, environ, _card(plan))
     return replace(ready, warnings=(*ready.warnings, large)) if large else ready
+
+
+def _storage_absent(plan: Plan) -> StorageError | None:
+    try:
+        disk.require_storage(plan.layout.storage)
+    except StorageError as error:
+        return error
+    return None
 
 
 def room(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
