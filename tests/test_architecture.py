@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
     "plots": {"history"},
     "closing": {
-        "disk", "errors", "history", "layout", "plan", "plots", "ray_worker", "record", "secrets", "token_count",
+        "disk", "errors", "history", "plan", "plots", "progress", "ray_worker", "record", "secrets", "token_count",
         "tracker",
     },
     "attempt": {

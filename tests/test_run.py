@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cpt_launcher import disk, reader
+from cpt_launcher.layout import Layout
+from cpt_launcher.plan import plan_run
+
 from .conftest import Outcome
 
 Cpt = Callable[..., Outcome]
@@ -45,6 +49,22 @@ def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, mo
         ".cpt", "corpus.jsonl", "dataset_info.json", "ds_z3_config.json", "first",
     ]  # fmt: skip
     assert (record(workspace)["state"], record(workspace)["exit_code"]) == ("finished", 0)
+
+
+def test_a_run_uses_the_tokens_that_are_there_and_says_what_they_are(
+    cpt: Cpt, workspace: Path, stand_in: Called
+) -> None:
+    storage = workspace / "storage"
+    arguments = ("my.yaml", "train.cutoff_len=64")
+    assert cpt("stage-data", "my.yaml").code == 0
+    plan = plan_run(reader.read(workspace / "my.yaml", arguments[1:]), {})
+    assert plan.tokens is not None
+    counts = {"documents": 3, "tokens_in": 200, "blocks": 3, "tokens": 192, "lost": 8, "end_of_text": "<eos>"}
+    disk.write_json(Layout(storage, "").tokenized_marker(plan.tokens), counts)
+    done = cpt("run", *arguments)
+    assert f"cpt: trains on tokens that are there: {storage}/tokenized/{plan.tokens}" in done.err
+    assert "  tokens       200 tokens in 3 documents, 192 in 3 blocks are trained on" in done.out
+    assert record(workspace)["tokens"] == counts
 
 
 def test_a_secret_that_the_stack_prints_is_in_no_file_and_on_no_screen(

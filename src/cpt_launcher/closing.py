@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from cpt_launcher import disk, history, plots, record, token_count, tracker
+from cpt_launcher import disk, history, plots, progress, record, token_count, tracker
 from cpt_launcher.errors import CptError
-from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
 from cpt_launcher.ray_worker import RUN_NAME
 from cpt_launcher.record import Record, State
@@ -39,8 +38,11 @@ def settings(run: str, mlflow_run: str | None, environ: Mapping[str, str]) -> di
     return {"MLFLOW_RUN_ID": mlflow_run, RUN_NAME: run, **patience} if mlflow_run else {}
 
 
-def tokens(layout: Layout) -> dict[str, object] | None:
-    """What the workers counted, in the newest attempt that tokenised."""
+def tokens(plan: Plan) -> Mapping[str, object] | None:
+    """What `cpt tokenize` counted where the run uses that; else the workers, in the newest attempt that tokenised."""
+    layout = plan.layout
+    if plan.tokens and plan.tokenized and (marker := layout.tokenized_marker(plan.tokens)).is_file():
+        return progress.parse(marker.read_text(encoding="utf-8"))
     for path in sorted(layout.token_counts.glob("*.jsonl"), reverse=True):
         if found := token_count.total(path.read_text(encoding="utf-8", errors="replace").splitlines()):
             return found
@@ -51,7 +53,7 @@ def close(
     plan: Plan, environ: Mapping[str, str], known: Record, state: State, code: int, cause: str | None, say: Say
 ) -> None:
     """Record the end. What cannot be drawn or tracked is only worth a word."""
-    record.end(plan.layout, known, state, code, cause, tokens(plan.layout))
+    record.end(plan.layout, known, state, code, cause, tokens(plan))
     found = history.load(plan.layout)
     try:
         if drawn := plots.png(found):

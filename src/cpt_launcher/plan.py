@@ -55,6 +55,11 @@ class Plan:
     retries: int = 0
     packing: derive.Packing | None = None
 
+    @property
+    def tokenized(self) -> bool:
+        """Whether it trains on what `cpt tokenize` made."""
+        return self.tokens is not None and self.train.get("tokenized_path") == str(self.layout.tokenized(self.tokens))
+
     @functools.cached_property
     def train(self) -> Mapping[str, object]:
         """The arguments in the rendered YAML."""

@@ -75,7 +75,9 @@ def run(
             raise _going_on(layout, "")
         plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
         plan = plan if options.retries is None else replace(plan, retries=options.retries)
-        if plan.packing:
+        if plan.tokenized:
+            show.step(f"trains on tokens that are there: {plan.train['tokenized_path']}")
+        elif plan.packing:
             show.step(str(plan.packing))
         show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
         handed = named(plan.secrets, environ)
@@ -109,7 +111,7 @@ def _attempts(
             raise _interrupted(plan, ended.interrupted_by, saved=attempt.saved())
         if ended.failure is None:
             end("finished", 0)
-            return replace(ended.results, tokens=closing.tokens(plan.layout)) if ended.results else None
+            return replace(ended.results, tokens=closing.tokens(plan)) if ended.results else None
         again = number < plan.retries and _mendable(ended.failure, ended.steps)
         with contextlib.suppress(Exception) if again else contextlib.nullcontext():
             attempt.make_room(disk_full=ended.failure.rule == "disk-full")
