@@ -133,10 +133,16 @@ def test_the_fast_recipe_is_planned_to_be_many_times_the_guides(tmp_path: Path) 
 )
 def test_a_run_that_will_not_fit_is_warned_of(card: str, warned: bool, tmp_path: Path) -> None:
     config = reader.read(REPOSITORY / "configs" / "gemma3_4b_fast.yaml", [f"storage={tmp_path}"], {})
-    said = sizing.too_large(plan_run(config, {}), {"HOME": str(tmp_path)}, card)
-    assert (said is not None) == warned
-    if said:
-        assert "largest micro-batch that fits is" in said
+    said = sizing.warnings(plan_run(config, {}), {"HOME": str(tmp_path)}, card)
+    assert [("largest micro-batch that fits is" in text) for text in said] == [True] * warned
+
+
+@pytest.mark.parametrize(("name", "warned"), [("gemma3_4b.yaml", True), ("gemma3_4b_l40s.yaml", False)])
+def test_a_run_that_leaves_the_gpu_idle_is_warned_of(name: str, warned: bool, tmp_path: Path) -> None:
+    config = reader.read(REPOSITORY / "configs" / name, [f"storage={tmp_path}"], {})
+    said = sizing.warnings(plan_run(config, {}), {"HOME": str(tmp_path)}, "NVIDIA L40S")
+    idle = "each L40S will compute at about 3% of its rate: a micro-batch is 512 tokens, and train.per_device"
+    assert [text.startswith(idle) for text in said] == [True] * warned
 
 
 def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -149,12 +155,13 @@ def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     last = done.out.splitlines()[-1].split()
     assert last[:2] == ["L40S", "yes"]
     found = json.loads(cpt("plan", config, *more, "--json").out)
+    assert 0 < found["cards"][0]["mfu"] < 0.1
     assert found["steps"] == 24  # 97 blocks, 24 batches of the four workers, 12 steps, two epochs
     assert [card["card"] for card in found["cards"]] == list(pace.gpus())
     assert cpt("plan", config, "--gpu", "B9").code == 2
     offloaded = cpt("plan", config, *more, "deepspeed=ds_z3_offload_config.json", "--gpu", "L40S")
     assert "Host memory for offloading: 71 GB" in offloaded.out  # 18 bytes a parameter, and the tower's 2
-    assert offloaded.out.splitlines()[-1].split()[3:5] == ["?", "?"]  # no measurements, no figure
+    assert offloaded.out.splitlines()[-1].split()[3:6] == ["?", "?", "?"]  # no measurements, no figure
 
 
 def test_a_model_that_is_not_known(cpt: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -33,23 +33,25 @@ def plan(
     found = sizing.size(planned, os.environ, tokens=tokens, rate=rate)
     cards = [card for card in found.cards if gpu in (None, card.card)]
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "cards": [asdict(card) for card in cards]}, indent=1))
+        rows = [{**asdict(card), "mfu": card.mfu} for card in cards]
+        typer.echo(json.dumps({**asdict(found), "cards": rows}, indent=1))
         return
     typer.echo("\n".join(_text(planned.layout.run, planned.device.upper(), found)))
     terminal.table([HEAD, *(_row(card) for card in cards)])
 
 
-HEAD = ("CARD", "FITS", "LARGEST MICRO-BATCH", "S A STEP", "TOKENS/S PER GPU", "TIME", "PRICE")
+HEAD = ("CARD", "FITS", "LARGEST MICRO-BATCH", "S A STEP", "TOKENS/S PER GPU", "MFU", "TIME", "PRICE")
 
 
 def _row(found: OnCard) -> tuple[str, ...]:
     if not found.fits:
-        return (found.card, "no", str(found.largest or "none"), "-", "-", "-", "-")
+        return (found.card, "no", str(found.largest or "none"), "-", "-", "-", "-", "-")
     time = progress.duration(found.seconds) if found.seconds is not None else "?"
     price = f"{found.price:,.2f}" if found.price is not None else "-"
     step, rate = (f"{found.pace.step:.2f}", f"{found.pace.rate:,.0f}") if found.pace else ("?", "?")
     largest = str(found.largest) if found.largest < MOST else f"{MOST} or more"
-    return (found.card, "yes", largest, step, rate, time, price)
+    mfu = f"{found.mfu:.0%}" if found.mfu is not None else "?"
+    return (found.card, "yes", largest, step, rate, mfu, time, price)
 
 
 def _text(run: str, device: str, found: Sizing) -> list[str]:

@@ -69,8 +69,7 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
         ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
     if found:
         raise NotReadyError(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
-    large = sizing.too_large(plan, environ, _card(plan))
-    return replace(ready, warnings=(*ready.warnings, large)) if large else ready
+    return replace(ready, warnings=(*ready.warnings, *sizing.warnings(plan, environ, _card(plan))))
 
 
 def _storage_absent(plan: Plan) -> StorageError | None:

@@ -16,6 +16,7 @@ from cpt_launcher.plan import Plan, number
 from cpt_launcher.records import estimated_tokens
 
 MOST = 512  # micro-batches tried
+IDLE = 0.1  # of a card's rate; below it a run is worth a word
 # DeepSpeed's own defaults (runtime/zero/config.py) where the JSON says nothing.
 _ZERO = {
     "reduce_bucket_size": 5e8,
@@ -38,6 +39,11 @@ class OnCard:
     pace: Pace | None
     seconds: float | None
     price: float | None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation: six operations per trained parameter and token, of the card's dense bf16 rate."""
+        return self.pace.useful / pace.gpu(self.card).rate if self.pace else None
 
 
 @dataclass(frozen=True)
@@ -81,21 +87,27 @@ def size(plan: Plan, environ: Mapping[str, str], *, tokens: int | None = None, r
     )
 
 
-def too_large(plan: Plan, environ: Mapping[str, str], card: str) -> str | None:
-    """A word of warning where the run is not expected to fit the card; None where it is, or where nobody knows."""
+def warnings(plan: Plan, environ: Mapping[str, str], card: str) -> list[str]:
+    """A word where the run is not expected to fit the card, or will leave it idle; none where nobody knows."""
     name = next((name for name in pace.gpus() if name.replace("-", " ") in card.replace("-", " ").upper()), None)
     if name is None or plan.device == "cpu":
-        return None
+        return []
     try:
         found = size(plan, environ)
     except ConfigError:
-        return None
-    on = next(item for item in found.cards if item.card == name)
-    if on.fits:
-        return None
-    need, have = found.memory.needed / 1e9, pace.gpu(name).memory / 1e9
-    most = f"the largest micro-batch that fits is {on.largest}" if on.largest else "no micro-batch fits"
-    return f"each GPU will need about {need:.0f} GB and a {name} has {have:.0f}: {most} (`cpt plan` has the parts)"
+        return []
+    on, one = next(item for item in found.cards if item.card == name), found.setting
+    if not on.fits:
+        need, have = found.memory.needed / 1e9, pace.gpu(name).memory / 1e9
+        most = f"the largest micro-batch that fits is {on.largest}" if on.largest else "no micro-batch fits"
+        return [
+            f"each GPU will need about {need:.0f} GB and a {name} has {have:.0f}: {most} (`cpt plan` has the parts)"
+        ]
+    if on.mfu is not None and on.mfu < IDLE and on.largest >= 2 * one.micro_batch:
+        what = f"each {name} will compute at about {on.mfu:.0%} of its rate: a micro-batch is {one.tokens:,} tokens"
+        more = f"train.per_device_train_batch_size={on.largest} fits"
+        return [f"{what}, and {more} (`cpt plan` has the figures)"]
+    return []
 
 
 def _setting(kind: shape.Shape, train: Mapping[str, object], plan: Plan, zero: Mapping[str, object]) -> Setting:
