@@ -25,8 +25,6 @@ def test_the_arguments_of_0_9_3() -> None:
     assert SCHEMA.arguments["ray_num_workers"].group == "ray"
     assert SCHEMA.templates["gemma"]
     assert not SCHEMA.templates["empty"]
-    gone = {"ray_run_name", "ray_storage_path", "ray_storage_filesystem", "resources_per_worker", "placement_strategy"}
-    assert gone <= SCHEMA.drops["0.9.5"]
     assert "use_v1_kernels" in SCHEMA.adds["0.9.4"]
 
 

@@ -130,9 +130,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("llamafactory", "transformers", "deepspeed")},
         "arguments": installed(),
         "lists": listed_in_installed(),
-        "other_versions": {
-            name: {"adds": sorted(theirs - ours), "drops": sorted(ours - theirs)} for name, theirs in others.items()
-        },
+        "other_versions": {name: sorted(theirs - ours) for name, theirs in others.items()},
         "templates": templates(),
         "trackers": trackers(),
         "zero_optimization": zero_keys(),

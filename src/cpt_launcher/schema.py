@@ -43,12 +43,11 @@ class Argument:
 
 @dataclass(frozen=True)
 class Schema:
-    """All that is known of a LLaMA-Factory version, and how others differ."""
+    """All that is known of a LLaMA-Factory version, and what others add."""
 
     version: str
     arguments: Mapping[str, Argument]
     adds: Mapping[str, frozenset[str]]
-    drops: Mapping[str, frozenset[str]]
     templates: Mapping[str, bool]
     trackers: tuple[str, ...]
     zero_optimization: frozenset[str]
@@ -64,12 +63,10 @@ def load() -> Schema:
         types = (*raw["types"], "list") if name in data["lists"] else tuple(raw["types"])
         choices = tuple(raw["choices"])
         arguments[name] = Argument(raw["group"], types, choices, raw["optional"], raw["default"], raw["help"])
-    others = data["other_versions"]
     return Schema(
         version=data["versions"]["llamafactory"],
         arguments=arguments,
-        adds={version: frozenset(change["adds"]) - set(arguments) for version, change in others.items()},
-        drops={version: frozenset(change["drops"]) for version, change in others.items()},
+        adds={version: frozenset(names) - set(arguments) for version, names in data["other_versions"].items()},
         templates=data["templates"],
         trackers=tuple(data["trackers"]),
         zero_optimization=frozenset(data["zero_optimization"]),

@@ -34,7 +34,6 @@ class Done:
     size: int
     sha256: str
     report: Report | None
-    resumed_at: int
 
 
 @contextlib.contextmanager
@@ -74,8 +73,7 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
         part.file.seek(0)
         while chunk := part.file.read(corpus.CHUNK):  # what an interrupted copy left
             flow.take(chunk, write=False)
-        start = flow.received
-        stream = stack.enter_context(sources.open_at(copy.source, start))
+        stream = stack.enter_context(sources.open_at(copy.source, flow.received))
         while chunk := _read(stream, copy.source, resumable=part.stamp is not None):
             flow.take(chunk, write=True)
             progress(flow.received)
@@ -93,7 +91,7 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
             Problem(p.what, p.where.replace(str(report.path), copy.shown), p.hint, p.rule) for p in report.problems()
         ]
         raise DataError(*named)
-    return Done(flow.written, flow.digest.hexdigest(), report, start)
+    return Done(flow.written, flow.digest.hexdigest(), report)
 
 
 class _Flow:
