@@ -274,7 +274,7 @@ def test_run_refuses_what_validate_finds(cpt: Cpt, folder: Path) -> None:
     refused = cpt("run", "my.yaml", "train.cutof_len=5", "train.max_steps=abc", "--dry-run")
     assert refused.code == 2
     assert refused.err.count("error: ") == 2
-    assert "where: command line" in refused.err
+    assert "where: command line\n" in refused.err
 
 
 def test_strange_files(cpt: Cpt, folder: Path) -> None:

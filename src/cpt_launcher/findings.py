@@ -29,6 +29,11 @@ class Finding:
     hint: str = ""
 
     @property
+    def place(self) -> str:
+        """`path:line:column`; an override has none of them."""
+        return self.path if self.path.startswith("command line") else f"{self.path}:{self.line}:{self.column}"
+
+    @property
     def is_data(self) -> bool:
         return self.rule.startswith(_DATA_RULES)
 
@@ -55,9 +60,7 @@ def exit_code(found: Sequence[Finding], *, warnings_as_errors: bool) -> int:
 
 def as_text(found: Sequence[Finding]) -> str:
     """`path:line:column: severity[rule]: message (hint)`, a line each."""
-    return "".join(
-        f"{item.path}:{item.line}:{item.column}: {item.severity}[{item.rule}]: {_message(item)}\n" for item in found
-    )
+    return "".join(f"{item.place}: {item.severity}[{item.rule}]: {_message(item)}\n" for item in found)
 
 
 def as_github(found: Sequence[Finding]) -> str:

@@ -78,9 +78,7 @@ def refuse(found: Sequence[Finding]) -> None:
         DataError: all are about data.
     """
     errors = [item for item in found if item.severity == "error"]
-    problems = [
-        Problem(item.message, f"{item.path}:{item.line}:{item.column}", item.hint, item.rule) for item in errors
-    ]
+    problems = [Problem(item.message, item.place, item.hint, item.rule) for item in errors]
     if problems:
         raise (DataError if all(item.is_data for item in errors) else ConfigError)(*problems)
 
