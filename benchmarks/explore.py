@@ -158,7 +158,9 @@ def times(part: str) -> None:
 
 def main() -> None:
     """Run what is asked for."""
-    what, part = sys.argv[1], (*sys.argv[2:], "")[0]
+    what, part = (*sys.argv[1:], "", "")[:2]
+    if what not in ("times", "profile", "losses"):
+        raise SystemExit(__doc__)
     if torch.cuda.is_available():
         print(next(each([(greet, ())])), flush=True)
     if what == "losses":

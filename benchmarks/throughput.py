@@ -1,9 +1,9 @@
 """Tokens a second of configs on this machine's GPUs, through `cpt run` itself, the guide's recipe always among them.
 
 `python benchmarks/throughput.py [CONFIG[,key=value...] ...] [--gpus N] [--shape MODEL] [--steps 15] [--rounds 1]`:
-builds a random model of the shape (of `cpt plan`'s table), runs each config for a few steps with it on the demo's
-corpus, nothing saved, nothing tracked, and prints a table. `--alone`: then the last config's YAML by LLaMA-Factory
-alone. `--bare BATCH`: in each round the model's forward and backward alone, five times in a process.
+builds a random model of the first config's shape (or another of `cpt plan`'s table), runs each config for a few steps
+with it on the demo's corpus, nothing saved, nothing tracked, and prints a table. `--alone`: then the last config's YAML
+by LLaMA-Factory alone. `--bare BATCH`: in each round the model's forward and backward alone, five times in a process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 from first_step import follow
 
-from cpt_launcher import demo, shape
+from cpt_launcher import demo, preflight, shape
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 2.0  # seconds
@@ -94,15 +94,21 @@ def alone(work: Path, name: str) -> str:
 
 def main() -> None:
     """Run what is asked for, and print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("configs", nargs="*")
-    parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("--shape", default="google/gemma-3-4b-pt")
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--alone", action="store_true")
-    parser.add_argument("--bare", type=int, default=0)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("configs", nargs="*", metavar="CONFIG[,key=value...]", help="configs, with overrides")
+    parser.add_argument("--gpus", type=int, default=1, help="how many of this machine's GPUs (default 1)")
+    parser.add_argument("--shape", help="the model's id in cpt plan's table (default: the first config's model)")
+    parser.add_argument("--steps", type=int, default=15, help="of each run (default 15)")
+    parser.add_argument("--rounds", type=int, default=1, help="all of them so often, in turn (default 1)")
+    parser.add_argument("--alone", action="store_true", help="the last one's YAML by LLaMA-Factory alone, too")
+    parser.add_argument("--bare", type=int, default=0, metavar="BATCH", help="the model alone with that micro-batch")
     asked = parser.parse_args()
+    if preflight.gpus_here() < asked.gpus:
+        parser.error(f"{asked.gpus} GPUs asked for, and this machine has {preflight.gpus_here()}")
+    first = (asked.configs or [str(GUIDE)])[0].split(",")[0]
+    asked.shape = asked.shape or str(yaml.safe_load(Path(first).read_text())["model"])
+    if asked.shape not in shape.known():
+        parser.error(f"no table has the shape of {asked.shape}: --shape, one of {', '.join(shape.known())}")
     configs = [str(GUIDE), *asked.configs]
     device, ceiling = subprocess.run(
         [*ALONE, "ceiling"], capture_output=True, text=True, check=True
