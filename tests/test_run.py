@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cpt_launcher import disk, reader
+from cpt_launcher import disk, reader, terminal
 from cpt_launcher.layout import Layout
-from cpt_launcher.plan import plan_run
+from cpt_launcher.plan import Plan, plan_run
+from cpt_launcher.results import Results
 
 from .conftest import Outcome
 
@@ -65,6 +66,16 @@ def test_a_run_uses_the_tokens_that_are_there_and_says_what_they_are(
     assert f"cpt: trains on tokens that are there: {storage}/tokenized/{plan.tokens}" in done.err
     assert "  tokens       200 tokens in 3 documents, 192 in 3 blocks are trained on" in done.out
     assert record(workspace)["tokens"] == counts
+
+
+def test_many_checkpoints_are_not_listed_one_by_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    saved = tuple(tmp_path / f"checkpoint-{step}" for step in range(10, 110, 10))
+    config = tmp_path / "x.yaml"
+    plan = Plan(config, Layout(tmp_path, "x"), "", (), {}, "", 1, "cpu", tmp_path)
+    terminal.report(plan, Results(100, 3.0, 2.0, saved, None))
+    assert (
+        "  checkpoints  checkpoint-10, ... (8 more), checkpoint-100 (in the same folder)\n" in capsys.readouterr().out
+    )
 
 
 def test_a_secret_that_the_stack_prints_is_in_no_file_and_on_no_screen(

@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from cpt_launcher.results import Results
 
 
+MANY = 6  # checkpoints that are named one by one
+
+
 def report(plan: Plan, results: Results | None) -> None:
     """What a finished run came to, and where everything is."""
     lines = [f"Run {plan.layout.run} finished."]
     if results and plan.output:
-        saved = ", ".join(path.name for path in results.checkpoints) or "none"
+        names = [path.name for path in results.checkpoints]
+        names = names if len(names) <= MANY else [names[0], f"... ({len(names) - 2} more)", names[-1]]
+        saved = ", ".join(names) or "none"
         lines = [
             f"Run {plan.layout.run} finished: {results.steps} steps, "
             f"loss {results.first_loss:.4f} -> {results.last_loss:.4f}",
