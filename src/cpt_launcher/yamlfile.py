@@ -6,6 +6,7 @@ a key given twice is an error, and `1e-4` is a number (PyYAML follows YAML 1.1, 
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +20,12 @@ from cpt_launcher.errors import ConfigError, Problem
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000
 MAX_DEPTH = 100
+MAX_MERGES = 10  # `<<` inside what `<<` merges in
 MAX_BITS = 1000
+MAX_DIGITS = 10_000  # characters of a number: reading `1:1:1:...` takes the square of its length
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MERGE = "tag:yaml.org,2002:merge"
+_JSON_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 
 KeyPath = tuple["str | int", ...]
 
@@ -95,26 +101,93 @@ def read(path: Path, *, yaml11: bool = False) -> Document:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(_unreadable(f"not UTF-8 text (byte {error.start})", path, "save it as UTF-8")) from None
-    if path.suffix == ".json":
-        text = _json(text, path)
-    return parse(text, path, yaml11=yaml11)
+    return (path.suffix == ".json" and _json(text, path)) or parse(text, path, yaml11=yaml11)
 
 
-def _json(text: str, path: Path) -> str:
-    """JSON text that is YAML too, with every place where it was. YAML would let commas and comments pass that JSON's
-    readers refuse, and refuses tabs, which in JSON stand only between values.
+def _json(text: str, path: Path) -> Document | None:
+    """JSON as JSON's readers have it; YAML knows other escapes, and would let commas and comments pass. None where
+    `parse` has the better word: an empty file, JSON lines, a number too long, or nesting too deep.
+
+    Raises:
+        ConfigError: not JSON, too many values, a key given twice, or text that is none.
     """
     try:
-        json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         if not text.strip() or error.msg == "Extra data":
-            return text  # an empty file, or JSON lines: data
+            return None
         hint = "JSON takes no comments and no comma after the last item"
         where = f"{path}:{error.lineno}:{error.colno}"
         raise ConfigError(Problem(f"not valid JSON: {error.msg}", where, hint, "yaml-syntax")) from None
     except (ValueError, RecursionError):
-        return text  # a number too long, or nesting too deep: said by `parse`, with its place
-    return text.replace("\t", " ")
+        return None
+    places = _JsonPlaces(text, path)
+    if places.problems:
+        raise ConfigError(*places.problems)
+    return Document(path, text, value, places.keys, places.values)
+
+
+class _JsonPlaces:
+    """Where the keys and values of a valid JSON text stand, and what is wrong with it all the same."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        self.path = path
+        self.keys: dict[KeyPath, Mark] = {}
+        self.values: dict[KeyPath, Mark] = {}
+        self.problems: list[Problem] = []
+        self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
+        self._open: list[str] = []
+        self._at: list[str | int | None] = []  # of the value to come; None where a key is to come
+        for match in _JSON_TOKEN.finditer(text):
+            self._take(match[0], match.start())
+            if len(self._open) > MAX_DEPTH or len(self.values) > MAX_NODES:
+                what = "nested too deeply" if len(self._open) > MAX_DEPTH else "too many values"
+                self.problems = [self._problem(what, match.start())]
+                return
+
+    def _take(self, token: str, position: int) -> None:
+        if token in "}]":
+            self._open.pop()
+            self._at.pop()
+        elif token == ",":
+            last = self._at[-1]
+            self._at[-1] = last + 1 if isinstance(last, int) else None
+        elif self._at and self._at[-1] is None:
+            self._key(json.loads(token), position)
+        elif token != ":":
+            self.values[self._path()] = self._mark(position)
+            if token in "{[":
+                self._open.append(token)
+                self._at.append(0 if token == "[" else None)
+            else:
+                self._scalar(token, position)
+
+    def _key(self, key: str, position: int) -> None:
+        self._at[-1] = key
+        self._scalar(json.dumps(key), position)
+        if first := self.keys.get(self._path()):
+            what = f"key '{key}' stands here and in line {first.line}"
+            self.problems.append(self._problem(what, position, "remove one of the two", "duplicate-key"))
+        self.keys[self._path()] = self._mark(position)
+
+    def _scalar(self, token: str, position: int) -> None:
+        if "\\u" in token and any("\ud800" <= character <= "\udfff" for character in json.loads(token)):
+            self.problems.append(self._problem("half of a character (a lone surrogate)", position))
+        if token.lstrip("-") in ("NaN", "Infinity"):
+            self.problems.append(self._problem(f"not valid JSON: {token}", position))
+        if token.lstrip("-").isdigit() and len(token) > MAX_BITS // 4 and int(token).bit_length() > MAX_BITS:
+            self.problems.append(self._problem("a number of that size is none", position))
+
+    def _path(self) -> KeyPath:
+        return tuple(key for key in self._at if key is not None)
+
+    def _mark(self, position: int) -> Mark:
+        line = bisect.bisect_right(self._lines, position)
+        return Mark(line, position - self._lines[line - 1] + 1)
+
+    def _problem(self, what: str, position: int, hint: str = "", rule: str = "yaml-syntax") -> Problem:
+        mark = self._mark(position)
+        return Problem(what, f"{self.path}:{mark.line}:{mark.column}", hint or "look at this line", rule)
 
 
 def _unreadable(what: str, path: Path, hint: str) -> Problem:
@@ -179,44 +252,72 @@ class _Builder:
         self.nodes = 0
 
     def build(self, node: yaml.Node, at: KeyPath) -> object:
-        self.nodes += 1
+        self._count(node)
         if len(at) > MAX_DEPTH:  # only an anchor inside itself gets here
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=node.start_mark)
-        if self.nodes > MAX_NODES:
-            raise yaml.MarkedYAMLError(problem="too many values (anchors expanded)", problem_mark=node.start_mark)
         self.values[at] = Mark.of(node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*at, index)) for index, item in enumerate(node.value)]
+        if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+            what = f"a number of {len(node.value):,} characters; put text in quotes"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
         try:
             value: object = self.loader.construct_object(node)
         except (ValueError, OverflowError) as error:  # 2024-13-45, or an integer of 5,000 digits
             raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+        except (AttributeError, LookupError):  # !!timestamp x, !!bool x
+            what = f"{node.value[:60]!r} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark) from None
         if isinstance(value, int) and value.bit_length() > MAX_BITS:  # neither a float nor text any more
             raise yaml.MarkedYAMLError(problem="a number of that size is none", problem_mark=node.start_mark)
         return value
 
     def _mapping(self, node: yaml.MappingNode, at: KeyPath) -> dict[str, object]:
-        own = {id(key_node) for key_node, _ in node.value}
-        self.loader.flatten_mapping(node)  # puts what `<<` merges in first, so that own keys win
         built: dict[str, object] = {}
         written: set[KeyPath] = set()
-        for key_node, value_node in node.value:
+        for key_node, value_node, merged in self._pairs(node):
             mark = Mark.of(key_node.start_mark)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
             key = str(key_node.value)
-            if (*at, key) in written and id(key_node) in own:
+            if (*at, key) in written:
                 first = self.keys[(*at, key)]
                 where = f"{self.path}:{mark.line}:{mark.column}"
                 what = f"key '{key}' stands here and in line {first.line}"
                 self.problems.append(Problem(what, where, "remove one of the two", "duplicate-key"))
-            if id(key_node) in own:
+            if not merged:
                 written.add((*at, key))
             self.keys[(*at, key)] = mark
             built[key] = self.build(value_node, (*at, key))
         return built
+
+    def _pairs(self, node: yaml.MappingNode, depth: int = 0) -> list[tuple[yaml.Node, yaml.Node, bool]]:
+        """Keys and values, with what `<<` merges in first, so that own keys win. PyYAML's own `flatten_mapping` copies
+        before anybody can count.
+        """
+        merged: list[tuple[yaml.Node, yaml.Node, bool]] = []
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                for source in reversed(self._sources(value)):
+                    self._count(value, depth)
+                    merged += ((inner, item, True) for inner, item, _ in self._pairs(source, depth + 1))
+                    self.nodes += len(source.value)
+        return merged + [(key, value, False) for key, value in node.value if key.tag != _MERGE]
+
+    def _sources(self, value: yaml.Node) -> list[yaml.MappingNode]:
+        sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(source, yaml.MappingNode) for source in sources):
+            raise yaml.MarkedYAMLError(problem="`<<` takes a mapping or a list of them", problem_mark=value.start_mark)
+        return list(sources)
+
+    def _count(self, node: yaml.Node, merges: int = 0) -> None:
+        self.nodes += 1
+        if merges > MAX_MERGES:
+            raise yaml.MarkedYAMLError(problem="`<<` inside `<<`, too deeply", problem_mark=node.start_mark)
+        if self.nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(problem="too many values (anchors expanded)", problem_mark=node.start_mark)
 
 
 def dump(value: object) -> str:
