@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_merged_key_may_be_overridden() -> None:
     assert yamlfile.parse(text, HERE).value == {"base": {"a": 1, "b": 2}, "own": {"a": 3, "b": 2}}
 
 
+def test_merges_are_those_of_pyyaml() -> None:
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, y: 2, z: 2}\nc: {z: 3, <<: [*a, *b]}\nd: {<<: *b, <<: *a}\n"
+    assert yamlfile.parse(text, HERE).value == yaml.safe_load(text)
+
+
 @pytest.mark.parametrize(
     ("text", "what", "where"),
     [
@@ -59,6 +65,10 @@ def test_a_merged_key_may_be_overridden() -> None:
         ("a: " + "[" * 200_000, "nested too deeply", "x.yaml:1:103"),
         ("a: &a [*a]", "nested too deeply", "x.yaml:1:4"),
         ("\x00", "not valid YAML", "x.yaml"),
+        ("a: !!bool x", "'x' is no bool", "x.yaml:1:4"),
+        ("a: !!timestamp x", "'x' is no timestamp", "x.yaml:1:4"),
+        ('a: !!int ""', "'' is no int", "x.yaml:1:4"),
+        ("a: {<<: 1}", "`<<` takes a mapping", "x.yaml:1:9"),
     ],
 )
 def test_bad_yaml_says_where(text: str, what: str, where: str) -> None:
@@ -100,3 +110,47 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="not valid JSON") as caught:
             yamlfile.read(path)
         assert caught.value.problems[0].where == f"{path}:{place}", text
+
+
+@pytest.mark.parametrize(
+    "text", ["\U0001f600", "\x7f", "\x85", "\u2028", "\ufeff", "\x01", "no", "1e-4", "a: b", '/\\"\t']
+)
+def test_any_text_of_json(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    value = {text: [text, {"b": text}], "c": 1e-4}
+    for escaped in (True, False):
+        path.write_text(json.dumps(value, ensure_ascii=escaped, indent=1))
+        document = yamlfile.read(path)
+        assert document.value == value
+        assert document.where("c") == f"{path}:8:2"
+        assert document.where(text, 1, "b") == f"{path}:5:4"
+
+
+def test_places_in_json_are_those_in_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    text = '{"a": {}, "b": [], "c": [[1, {"d": "\\u0041,}]"}], -1.5e3, true, null], "": {"x":\n {"y" : 1}}}'
+    path.write_text(text)
+    found, expected = yamlfile.read(path), yamlfile.parse(text, path)
+    assert (found.value, found.keys, found.values) == (expected.value, expected.keys, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "place"),
+    [
+        ('{"a": 1,\n "a": 2}', "key 'a' stands here and in line 1", "2:2"),
+        ('{"a": "\\ud800"}', "half of a character", "1:7"),
+        ('{"\\ud800": 1}', "half of a character", "1:2"),
+        ('{"a": NaN}', "not valid JSON: NaN", "1:7"),
+        ('{"a": ' + "1" * 1000 + "}", "a number of that size is none", "1:7"),
+        ('{"a": ' + "1" * 5000 + "}", "Exceeds the limit|of that size", "1:7"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply", "1:106"),
+        ("[" * 300 + "]" * 300, "nested too deeply", "1:101"),
+        ("[" + "1," * 60_000 + "1]", "too many values", "1:100000"),
+    ],
+)
+def test_bad_json_says_where(tmp_path: Path, text: str, what: str, place: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=what) as caught:
+        yamlfile.read(path)
+    assert [problem.where for problem in caught.value.problems] == [f"{path}:{place}"]

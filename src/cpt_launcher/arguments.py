@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
 from cpt_launcher.schema import Schema
+from cpt_launcher.suggest import near, unknown
 
 # Smallest and largest value; an open end excludes itself.
 RANGES: dict[str, str] = {
@@ -80,19 +80,11 @@ class Arguments:
         return self.finding("warning", rule, name, what, hint)
 
 
-def near(name: str, known: Mapping[str, object] | tuple[str, ...], otherwise: str = "") -> str:
-    """A did-you-mean for `name`, or what to say if nothing is near."""
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"did you mean '{close[0]}'?" if close else otherwise
-
-
 def unknown_arguments(args: Arguments) -> Iterator[Finding]:
     schema = args.schema
-    for name in args.given:
-        if name in schema.arguments:
-            continue
+    for name, close in unknown(args.given, schema.arguments):
         added = [version for version, names in schema.adds.items() if name in names]
-        hint = near(name, schema.arguments, "LLaMA-Factory would refuse it in the workers")
+        hint = close or "LLaMA-Factory would refuse it in the workers"
         if added:
             hint = f"LLaMA-Factory {added[0]} has it; this launcher runs {schema.version}"
         if name == "evaluation_strategy":

@@ -31,6 +31,11 @@ def is_dir(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
+def exists(path: Path | str) -> bool:
+    """Whether there is anything of that name; see `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def shipped(folder: str) -> Path:
     """The package's own copy of `folder`: inside an installed wheel, else in the clone it runs from."""
     inside = _PACKAGE / "shipped" / folder

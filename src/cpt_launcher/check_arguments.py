@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from cpt_launcher.arguments import (
     Arguments,
-    near,
     out_of_range,
     short,
     unexpanded_variables,
@@ -19,6 +18,7 @@ from cpt_launcher.arguments import (
     wrong_types,
 )
 from cpt_launcher.findings import Finding
+from cpt_launcher.suggest import near
 
 Rule = Callable[[Arguments], Iterator[Finding]]
 PATHS = ("output_dir", "deepspeed", "dataset_dir", "tokenized_path", "resume_from_checkpoint")

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cpt_launcher import assets, corpus, dataset
-from cpt_launcher.arguments import Arguments, near
+from cpt_launcher.arguments import Arguments
 from cpt_launcher.dataset import REMOTE_KEYS, Entry
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
 from cpt_launcher.records import Report
+from cpt_launcher.suggest import unknown
 from cpt_launcher.yamlfile import Document
 
 # LLaMA-Factory 0.9.3, data/parser.py, DatasetAttr
@@ -42,15 +43,13 @@ def check_entry(document: Document, entry: Entry, *, used: bool) -> Iterator[Fin
     def finding(severity: Severity, rule: str, what: str, hint: str = "", *key: str) -> Finding:
         return of(Problem(what, document.where(name, *key), hint, rule), severity)
 
-    for key in fields:
-        if key not in ENTRY_KEYS:
-            yield finding("warning", "registry-key", f"LLaMA-Factory ignores '{key}'", near(key, ENTRY_KEYS), key)
+    for key, hint in unknown(fields, ENTRY_KEYS):
+        yield finding("warning", "registry-key", f"LLaMA-Factory ignores '{key}'", hint, key)
     raw = fields.get("columns")
     columns = raw if isinstance(raw, dict) else {}
-    for key in columns:
-        if key not in COLUMN_KEYS:
-            hint = near(key, COLUMN_KEYS, f'"prompt": "{key}" names the text column')
-            yield finding("error", "registry-columns", f"'{key}' is no role of a column", hint, "columns", key)
+    for key, near in unknown(columns, COLUMN_KEYS):
+        hint = near or f'"prompt": "{key}" names the text column'
+        yield finding("error", "registry-columns", f"'{key}' is no role of a column", hint, "columns", key)
     if not isinstance(columns.get("prompt"), str):
         what = f"entry '{name}' does not say which column holds the text"
         severity: Severity = "error" if used else "warning"

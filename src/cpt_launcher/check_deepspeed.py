@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from cpt_launcher.arguments import Arguments, near
+from cpt_launcher.arguments import Arguments
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
 from cpt_launcher.schema import load
+from cpt_launcher.suggest import unknown
 from cpt_launcher.yamlfile import Document
 
 SIGNS = ("zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size", "zero_allow_untested_optimizer")
@@ -24,11 +25,8 @@ def check(document: Document) -> Iterator[Finding]:
     if not isinstance(values, dict) or not is_deepspeed(values):
         yield _finding(document, "error", "ds-json", "not a DeepSpeed configuration", "it has zero_optimization")
         return
-    for key in values:
-        if key not in load().deepspeed:
-            yield _finding(
-                document, "warning", "ds-key", f"DeepSpeed ignores '{key}'", near(key, tuple(load().deepspeed)), key
-            )
+    for key, hint in unknown(values, load().deepspeed):
+        yield _finding(document, "warning", "ds-key", f"DeepSpeed ignores '{key}'", hint, key)
     if not {"train_batch_size", "train_micro_batch_size_per_gpu"} & set(values):
         hint = 'add "train_batch_size": "auto" and "train_micro_batch_size_per_gpu": "auto"'
         yield _finding(document, "error", "ds-batch", "no batch size, not even 'auto'", hint)
@@ -42,9 +40,8 @@ def check(document: Document) -> Iterator[Finding]:
 
 def _zero(document: Document, zero: Mapping[str, object]) -> Iterator[Finding]:
     at, known = "zero_optimization", load().zero_optimization
-    for key in zero:
-        if key not in known:
-            yield _finding(document, "warning", "ds-key", f"ZeRO ignores '{key}'", near(key, tuple(known)), at, key)
+    for key, hint in unknown(zero, known):
+        yield _finding(document, "warning", "ds-key", f"ZeRO ignores '{key}'", hint, at, key)
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         yield _finding(document, "error", "wrong-value", f"there is no ZeRO stage {stage!r}", "0 to 3", at, "stage")

@@ -80,7 +80,7 @@ def validate(
     from cpt_launcher import findings
     from cpt_launcher import validate as validation
 
-    overrides = tuple(path for path in paths if "=" in path and not Path(path).exists())
+    overrides = tuple(path for path in paths if "=" in path and not assets.exists(path))
     options = validation.Options(overrides, data, strict)
     report = validation.validate([Path(path) for path in paths if path not in overrides], options)
     if as_json or output == "json":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from cpt_launcher import assets, yamlfile
 from cpt_launcher import source as sources
 from cpt_launcher.errors import ConfigError, DataError, Problem
+from cpt_launcher.suggest import unknown
 
 COMPRESSED = (".gz", ".zst")
 REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -124,17 +124,15 @@ def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[
         registry = folder / assets.REGISTRY
         if assets.is_file(registry):
             known = {**read_registry(registry), **known}
-    missing = [name for name in names if name not in known]
-    if missing:
+    if missing := list(unknown(names, known)):
         looked = ", ".join(str(folder / assets.REGISTRY) for folder in (*folders, storage))
-        raise ConfigError(*(_unknown(name, tuple(known), looked) for name in missing))
+        raise ConfigError(*(_unknown(name, near, looked) for name, near in missing))
     return tuple(known[name] for name in names)
 
 
-def _unknown(name: str, known: Sequence[str], looked: str) -> Problem:
-    near = difflib.get_close_matches(name, known, 1)
+def _unknown(name: str, near: str, looked: str) -> Problem:
     example = '{"file_name": "corpus.jsonl", "columns": {"prompt": "text"}}'
-    hint = f"did you mean '{near[0]}'?" if near else f"add an entry to dataset-configs/dataset_info.json: {example}"
+    hint = near or f"add an entry to dataset-configs/dataset_info.json: {example}"
     return Problem(f"no dataset '{name}' is registered", f"looked in {looked}", hint, "unknown-dataset")
 
 

@@ -56,14 +56,19 @@ def overridden(document: Document, overrides: Sequence[str]) -> Document:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ConfigError(
-                Problem(f"'{override}' is not key=value", "command line", "for example train.cutoff_len=2048")
-            )
+            what = f"'{_short(override)}' is not key=value"
+            raise ConfigError(Problem(what, "command line", "for example train.cutoff_len=2048"))
+        if key.count(".") > yamlfile.MAX_DEPTH:
+            raise ConfigError(Problem(f"'{_short(key)}' is nested too deeply", "command line"))
         parsed = yamlfile.parse(text, Path(f"command line, {key}"))
         parts = tuple(key.split("."))
         paths.add(parts)
         value = _replaced(value, parts, parsed.value, key)
     return replace(document, value=value, overridden=frozenset(paths))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _replaced(tree: object, parts: tuple[str, ...], new: object, key: str) -> object:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from cpt_launcher.errors import Problem
+from cpt_launcher.suggest import unknown
 from cpt_launcher.yamlfile import Document
 
 T = TypeVar("T")
@@ -30,11 +30,8 @@ class Values:
         self.problems.append(Problem(what, self.document.where(*key), hint, rule))
 
     def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> None:
-        for key in values:
-            if key in known:
-                continue
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the keys here are {', '.join(known)}"
+        for key, near in unknown(values, known):
+            hint = near or f"the keys here are {', '.join(known)}"
             if not at and not near:
                 hint += f". LLaMA-Factory's own arguments go under train: (train.{key})"
             self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint, "unknown-key")
