@@ -161,3 +161,37 @@ def test_strict_asks_llamafactory(workspace: Path) -> None:
     done = subprocess.run([*command, str(bad)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{bad}:8:38: error[strict]: `predict_with_generate` cannot be set as True except SFT." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("job", "my.yaml", "storage=/mnt/user_storage", "--out", ""), "--out is empty"),
+        (("job", "my.yaml", "storage=/mnt/user_storage", "--out="), "--out is empty"),
+        (("stage-data", "--storage", ""), "--storage is empty"),
+        (("stage-data", "my.yaml", "--tokenizer", " "), "--tokenizer is empty"),
+        (("stage-data", ""), "an argument is empty"),
+        (("export", "first", "--to", ""), "--to is empty"),
+        (("runs", "--storage", ""), "--storage is empty"),
+        (("doctor", "--storage", ""), "--storage is empty"),
+        (("ui", "--storage="), "--storage is empty"),
+        (("status", ""), "an argument is empty"),
+        (("demo", "--storage", ""), "--storage is empty"),
+        (("run", ""), "an argument is empty"),
+        (("plan", ""), "an argument is empty"),
+        (("fetch-model", ""), "an argument is empty"),
+        (("validate", ""), "an argument is empty"),
+        (("validate", "my.yaml", ""), "an argument is empty"),
+        (("configs", "copy", "tiny_cpu.yaml", ""), "an argument is empty"),
+    ],
+)
+def test_an_empty_argument_is_no_path(cpt: Cpt, workspace: Path, arguments: tuple[str, ...], what: str) -> None:
+    before = sorted(workspace.rglob("*"))
+    done = cpt(*arguments)
+    assert (done.code, what in done.err) == (2, True), done.err
+    assert sorted(workspace.rglob("*")) == before
+
+
+def test_an_empty_value_of_an_override_is_none(cpt: Cpt, workspace: Path) -> None:
+    assert cpt("validate", "my.yaml", "train.run_name=").code == 0
+    assert "'storage' is missing" in cpt("validate", "my.yaml", "storage=").out

@@ -140,3 +140,88 @@ def test_the_storage_rule_is_for_jobs_only() -> None:
     job_anyscale.require_storage(Path("/mnt/shared_storage/me"))
     with pytest.raises(ConfigError):
         job_anyscale.require_storage(Path("/mnt/cluster_storage"))
+
+
+ANYSCALE = ("job", "my.yaml", "storage=/mnt/user_storage/cpt")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def ray_cluster(clean_env: pytest.MonkeyPatch) -> list[str]:
+    """A cluster that takes every job; the names of what it was given."""
+    given: list[str] = []
+
+    def submit(_client: object, folder: Path, _name: str) -> str:
+        given.extend(sorted(path.name for path in folder.iterdir()))
+        return "job-1"
+
+    clean_env.setattr(job_ray, "client", lambda _: None)
+    clean_env.setattr(job_ray, "submit", submit)
+    return given
+
+
+RAY = ("job", "my.yaml", "--target", "ray", "--address", "http://127.0.0.1:9", "--do", "start")
+
+
+@pytest.mark.parametrize("target", [ANYSCALE, RAY], ids=["anyscale", "ray"])
+@pytest.mark.parametrize("out", ["precious", ".", "my.yaml", "link", "storage/.."])
+def test_what_is_there_stays(
+    cpt: Cpt, workspace: Path, ray_cluster: list[str], target: tuple[str, ...], out: str
+) -> None:
+    (workspace / "precious" / "files").mkdir(parents=True)
+    (workspace / "precious" / "files" / "thesis.txt").write_text("years of work")
+    (workspace / "precious" / "job.yaml").write_text("name: mine")
+    (workspace / "link").symlink_to("precious")
+    (workspace / "Containerfile").write_text("FROM mine")
+    before = tree(workspace)
+    done = cpt(*target, "--out", out)
+    assert (done.code, "--out DIR" in done.err) == (2, True), done.err
+    assert tree(workspace) == before
+    assert ray_cluster == []
+
+
+@pytest.mark.parametrize("target", [ANYSCALE, RAY], ids=["anyscale", "ray"])
+def test_a_folder_of_our_own_is_replaced(
+    cpt: Cpt, workspace: Path, ray_cluster: list[str], target: tuple[str, ...]
+) -> None:
+    (workspace / "empty").mkdir()
+    assert cpt(*target, "--out", "empty").code == 0
+    (config,) = (workspace / "empty").rglob("config.yaml")
+    assert "cutoff_len: 128" in config.read_text()
+    (workspace / "empty" / "__pycache__").mkdir()
+    (workspace / "empty" / "__pycache__" / "x.pyc").touch()
+    assert cpt(*target, "train.cutoff_len=64", "--out", "empty").code == 0
+    assert "cutoff_len: 64" in config.read_text()
+    assert sorted(path.name for path in workspace.iterdir() if "empty" in path.name) == ["empty"]
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "linked", "unmarked"])
+def test_what_the_user_did_to_it_stays(cpt: Cpt, workspace: Path, change: str) -> None:
+    assert cpt(*ANYSCALE, "--out", "made").code == 0
+    made = workspace / "made"
+    if change == "edited":
+        (made / "Containerfile").write_text("FROM mine")
+    elif change == "added":
+        (made / "notes.txt").write_text("mine")
+    elif change == "linked":
+        (made / "link").symlink_to(workspace)
+    else:
+        (made / bundle.MARK).write_text("[" * 100_000)
+    before = tree(made)
+    done = cpt(*ANYSCALE, "--out", "made")
+    assert done.code == 2
+    said = {"edited": "Containerfile", "added": "notes.txt", "linked": "link", "unmarked": "no earlier cpt job"}
+    assert said[change] in done.err
+    assert tree(made) == before
+
+
+def test_a_failure_leaves_the_old_folder(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:
+    assert cpt(*ANYSCALE, "--out", "made").code == 0
+    before = tree(workspace)
+    clean_env.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    done = cpt(*ANYSCALE, "train.cutoff_len=64", "--out", "made")
+    assert (done.code, "No space left" in done.err) == (5, True)
+    assert tree(workspace) == before

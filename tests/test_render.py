@@ -1,3 +1,5 @@
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from cpt_launcher.layout import Layout
 from cpt_launcher.plan import plan_run
 from cpt_launcher.render import ray_resources, render
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, Outcome
+
+Cpt = Callable[..., Outcome]
 
 # The published recipe, its two secrets left out: value for value, but for output_dir, which is absolute here.
 GUIDE = {
@@ -142,3 +146,76 @@ def test_templates_of_ones_own(tmp_path: Path) -> None:
             rendered({}, str(own))
     with pytest.raises(ConfigError, match="there is no template 'nope'"):
         rendered({}, "nope")
+
+
+POPEN = "{{ cycler.__init__.__globals__.os.popen('touch pwned').read() }}"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        POPEN,
+        "{{ entry.__globals__ }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ train.update({}) }}",
+        "{{ train['__class__'] }}",
+        "{{ '{0.__class__}'.format(entry) }}",
+        "{% set f = 'format' %}{{ ''|attr('__class__') }}",
+    ],
+)
+def test_a_template_reaches_nothing(tmp_path: Path, attack: str) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text(f"a: 1\n# {attack}\n")
+    with pytest.raises(ConfigError, match="the template does what it may not") as caught:
+        rendered({"a": 1}, str(own))
+    assert caught.value.problems[0].where == f"{own}:2:1"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("run", "my.yaml", "--dry-run"), ("plan", "my.yaml"), ("stage-data", "my.yaml"), ("tokenize", "my.yaml")],
+)
+def test_no_command_runs_a_template_s_code(cpt: Cpt, workspace: Path, command: tuple[str, ...]) -> None:
+    (workspace / "own.yaml.j2").write_text(POPEN)
+    with (workspace / "my.yaml").open("a") as file:
+        file.write("template: own.yaml.j2\n")
+    done = cpt(*command)
+    assert (done.code, "the template does what it may not" in done.err) == (2, True)
+    assert not (workspace / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(1001) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{{ 'a' * 10**9 }}",
+        "{{ 10 ** 10 ** 10 ** 10 }}",
+        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "a: &a {x: 1}\nb: {<<: [" + "*a, " * 60_000 + "*a]}",
+    ],
+)
+def test_a_template_comes_to_an_end(tmp_path: Path, bomb: str) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text(bomb)
+    before = time.process_time()
+    with pytest.raises(ConfigError, match="the template failed"):
+        rendered({}, str(own))
+    assert time.process_time() - before < 5
+
+
+def test_a_template_may_compute(tmp_path: Path) -> None:
+    own = tmp_path / "own.j2"
+    own.write_text("a: {{ 2 ** 10 * 3 }}\nb: {{ '-' * 3 }}\n{% for i in range(3) %}c{{ i }}: {{ i }}\n{% endfor %}")
+    assert rendered({}, str(own)) == "a: 3072\nb: ---\nc0: 0\nc1: 1\nc2: 2\n"
+
+
+def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+    own = tmp_path / "own.j2"
+    own.write_bytes(b"\xff\xfe")
+    for name in (str(own), "nul\0.j2", "x" * 300 + ".j2"):
+        with pytest.raises(ConfigError, match=r"not UTF-8|there is no template"):
+            rendered({}, name)

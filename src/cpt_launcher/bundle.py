@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from cpt_launcher.layout import Layout
 
 MOST = 100_000_000  # bytes of data that go along; Ray refuses working directories above 500 MiB
 CONFIG = "config.yaml"
+MARK = ".cpt-job"  # in a folder that `write` made: the hashes of its files
 ENTRYPOINT = f"python -m cpt_launcher run {CONFIG}"
 
 
@@ -67,16 +69,66 @@ def make(path: Path, overrides: Sequence[str]) -> Bundle:
 
 
 def write(bundle: Bundle, folder: Path) -> None:
-    """Put it there; what is there already and not of it goes.
+    """Make the folder, whole or not at all: a failure leaves the one that is there.
 
     Raises:
+        ConfigError: something of the user's is in it.
         StorageError: it cannot be written.
     """
-    disk.remove_tree(folder)
-    for name, text in bundle.texts.items():
-        disk.write_text(folder / name, text)
-    for name, source in bundle.files.items():
-        disk.copy_file(source, folder / name)
+    require_own(folder)
+    with disk.replacing(folder.resolve()) as part:
+        for name, text in bundle.texts.items():
+            disk.write_text(part / name, text)
+        for name, source in bundle.files.items():
+            disk.copy_file(source, part / name)
+        disk.write_json(part / MARK, _hashes(part))
+
+
+def require_own(folder: Path) -> None:
+    """Whether the folder may be replaced: it is absent, empty, or holds what `write` put there and nothing else.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    hint = "name another folder with --out DIR, or move this one away"
+    if not folder.exists() or (folder.is_dir() and folder.resolve() != Path.cwd() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or folder.resolve() == Path.cwd():
+        what = (
+            "the job's files need a folder of their own, and this is "
+            + ("a file", "the working directory")[folder.is_dir()]
+        )
+        raise ConfigError(Problem(what, str(folder), hint))
+    known = _marked(folder)
+    if known is None:
+        raise ConfigError(Problem("the folder is not empty, and no earlier cpt job made it", str(folder), hint))
+    found = _hashes(folder)
+    if strange := sorted(name for name in found if found[name] != known.get(name)):
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        what = f"the folder holds what cpt job did not write: {', '.join(strange[:3])}{more}"
+        raise ConfigError(Problem(what, str(folder), hint))
+
+
+def _marked(folder: Path) -> dict[str, object] | None:
+    """What `write` put there; None where it was not `write`."""
+    try:
+        known = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder, by its name; Python's own caches aside."""
+    found = {}
+    with disk.storage_errors(folder):
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                found[name] = "a link"
+            elif path.is_file() and name != MARK and "__pycache__" not in path.parts:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def _entry(entry: Entry, config: RunConfig) -> tuple[dict[str, object] | None, dict[str, Path]]:

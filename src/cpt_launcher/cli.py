@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -266,9 +267,25 @@ def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
             terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")
 
 
+def _refuse_empty(argv: list[str]) -> None:
+    """An empty argument is a shell variable that is not set; as a path it would be the working directory.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for before, text in zip(["", *argv], argv, strict=False):
+        name, equals, value = text.partition("=")
+        is_empty = not text.strip() or (text.startswith("-") and equals and not value.strip())
+        if is_empty:
+            option = name if equals else before if before.startswith("-") else "an argument"
+            hint = "is a shell variable not set? Give it a value, or leave it out"
+            raise ConfigError(Problem(f"{option} is empty", "command line", hint))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in a message and the contract's exit code."""
     try:
+        _refuse_empty(sys.argv[1:] if argv is None else argv)
         app(args=argv)
     except CptError as error:
         terminal.fail(error)

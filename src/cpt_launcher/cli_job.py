@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import assets, bundle, disk, job_anyscale, job_ray, launch, terminal, validate
+from cpt_launcher import assets, bundle, job_anyscale, job_ray, launch, terminal, validate
 from cpt_launcher.errors import ConfigError, Problem
 
 
@@ -18,7 +18,10 @@ def job(
     config: Annotated[Path, typer.Argument(help="A launcher config.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides.")] = None,
     target: Annotated[Literal["anyscale", "ray"], typer.Option(help="Where the job is to run.")] = "anyscale",
-    out: Annotated[Path | None, typer.Option(help="The folder for the job's files; replaced.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for the job's files: a new one, or an earlier job's, which is replaced."),
+    ] = None,
     submit: Annotated[bool, typer.Option("--submit", help="Anyscale: submit it with the anyscale CLI.")] = False,
     image: Annotated[str | None, typer.Option(help="Anyscale: an image, instead of a Containerfile.")] = None,
     compute: Annotated[str | None, typer.Option(help="Anyscale: the name of a compute config.")] = None,
@@ -49,12 +52,8 @@ def job(
 def _anyscale(made: bundle.Bundle, out: Path | None, options: job_anyscale.Options, *, submit: bool) -> None:
     job_anyscale.require_storage(made.config.storage)
     folder = assets.from_user(str(out or Path("jobs") / made.config.name))
-    bundle.write(made, folder / "files")
-    value = job_anyscale.job(made, folder, options)
-    disk.write_text(folder / "job.yaml", job_anyscale.as_text(value, made.config.secrets))
-    if options.image is None:
-        disk.write_text(folder / "Containerfile", job_anyscale.containerfile())
-    terminal.note(f"created   {folder}: job.yaml, Containerfile, files/")
+    bundle.write(job_anyscale.files(made, folder, options), folder)
+    terminal.note(f"created   {folder}: job.yaml, {'' if options.image else 'Containerfile, '}files/")
     if made.config.secrets:
         terminal.note(f"the job takes {', '.join(made.config.secrets)} from the variables of its workspace or cloud")
     if submit:

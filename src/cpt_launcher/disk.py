@@ -112,6 +112,29 @@ def rename(path: Path, target: Path) -> None:
         path.rename(target)
 
 
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place at the end; after a failure the old one is as it was."""
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=TEMP))
+        old = part.with_name(f"{part.name}.old")
+        try:
+            yield part
+            part.chmod(0o777 & ~_umask())
+            if folder.exists():
+                folder.rename(old)
+            try:
+                part.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+        finally:
+            for leftover in (part, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a file or folder to a dated name beside it, and return that name."""
     aside = path.with_name(f"{path.name}.{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")

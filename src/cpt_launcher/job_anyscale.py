@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_launcher import assets, launch, yamlfile
@@ -59,6 +59,15 @@ def job(bundle: Bundle, folder: Path, options: Options) -> dict[str, object]:
         "tags": {"cpt-run": config.name},
         "entrypoint": ENTRYPOINT,
     }
+
+
+def files(bundle: Bundle, folder: Path, options: Options) -> Bundle:
+    """All that the job's folder holds: its configuration, its image, and under `files/` its working directory."""
+    texts = {f"files/{name}": text for name, text in bundle.texts.items()}
+    texts["job.yaml"] = as_text(job(bundle, folder, options), bundle.config.secrets)
+    if options.image is None:
+        texts["Containerfile"] = containerfile()
+    return replace(bundle, texts=texts, files={f"files/{name}": path for name, path in bundle.files.items()})
 
 
 def as_text(value: Mapping[str, object], secrets: tuple[str, ...]) -> str:

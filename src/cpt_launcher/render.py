@@ -67,23 +67,44 @@ def ray_resources(resources: Resources, *, anyscale: bool) -> tuple[dict[str, ob
 
 def _fill(name: str, values: Mapping[str, object]) -> str:
     import jinja2  # not at the top: only a plan renders, and `cpt --help` is to be instant
-    import yaml
+
+    from cpt_launcher.sandbox import Sandbox
 
     path = assets.template(name)
     try:
         source = path.read_text(encoding="utf-8")
-    except OSError:
+    except UnicodeDecodeError:
+        raise ConfigError(Problem("the template is not UTF-8 text", str(path), "", "launcher-template")) from None
+    except (OSError, ValueError):  # a null byte in the name
         hint = "template: cpt, or the path of a .j2 file of yours"
         raise ConfigError(Problem(f"there is no template '{name}'", str(path), hint, "launcher-template")) from None
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.globals["entry"] = lambda key, value: yamlfile.dump({key: value})
     try:
-        text = environment.from_string(source).render(values)
-        parsed = yaml.safe_load(text)
-    except (jinja2.TemplateError, yaml.YAMLError, TypeError, ArithmeticError) as error:
-        raise ConfigError(Problem(f"the template failed: {error}", str(path), rule="launcher-template")) from None
+        text = environment.fill(source, values)
+        parsed = yamlfile.parse(text, path, yaml11=True).value
+    except jinja2.exceptions.SecurityError as error:
+        hint = "a template puts values into text; it cannot reach anything else"
+        what = f"the template does what it may not: {error}"
+        raise ConfigError(Problem(what, _line(error, path), hint, "launcher-template")) from None
+    except ConfigError as error:
+        what = f"the template failed: {error.problems[0].what}"
+        raise ConfigError(Problem(what, str(path), "what it makes must be YAML", "launcher-template")) from None
+    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        what = f"the template failed: {error or type(error).__name__}"
+        raise ConfigError(Problem(what, _line(error, path), rule="launcher-template")) from None
     if not isinstance(parsed, dict):
         raise ConfigError(
             Problem("the template does not make a mapping of arguments", str(path), rule="launcher-template")
         )
     return text
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """The place in the template where it failed, as far as it is known."""
+    line = getattr(error, "lineno", None)  # a syntax error
+    step = error.__traceback__
+    while step is not None:
+        line = step.tb_lineno if step.tb_frame.f_code.co_filename == "<template>" else line
+        step = step.tb_next
+    return f"{path}:{line}:1" if line else str(path)
