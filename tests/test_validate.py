@@ -50,6 +50,12 @@ CASES: list[tuple[str, str, Found]] = [
     ("x.yaml", CONFIG + "env: {HF_TOKEN: x}\n", [("E secret-in-file", 8, 7)]),
     ("x.yaml", CONFIG + "  run_name: hf_abcdefghijklmnopqrstuvwxyz\n", [("E secret-in-file", 8, 3)]),
     ("x.yaml", CONFIG + "  run_name: <your name>\n", [("E placeholder", 8, 3)]),
+    ("x.yaml", CONFIG + "  trust_remote_code: true\n", [("W remote-code", 8, 3)]),
+    ("x.yaml", CONFIG + "  trust_remote_code: false\n", []),
+    ("x.yaml", PLAIN + "trust_remote_code: true\n", [("W remote-code", 6, 1)]),
+    ("x.yaml", CONFIG + "env: {LD_PRELOAD: /x.so}\n", [("W env-program", 8, 7)]),
+    ("x.yaml", RAY + "ray_init_kwargs: {runtime_env: {env_vars: {PATH: /x}}}\n", [("W env-program", 7, 44)]),
+    ("dataset_info.json", "{" + ENTRY[1:-1] + ', "b": {"script_url": "x.py"}}', [("W registry-columns", 1, 69)]),
     # arguments, in both kinds of file
     ("x.yaml", CONFIG + "  cutof_len: 5\n", [("E unknown-argument", 8, 3)]),
     ("x.yaml", PLAIN + "use_v1_kernels: true\n", [("E unknown-argument", 6, 1)]),
@@ -218,6 +224,7 @@ def test_every_rule_is_shown_to_fire() -> None:
     shown = {rule.split()[1] for _, _, expected in CASES for rule, _, _ in expected}
     shown |= {rule.split()[1] for _, expected in DATA_CASES for rule, _ in expected}
     elsewhere = {"model-shape", "ds-mismatch", "data-size", "data-loss", "file-unreadable", "ds-json", "strict"}
+    elsewhere |= {"remote-code", "env-program", "model-files"}  # test_check_trust.py
     assert set(schema.rules()) == shown | elsewhere
 
 

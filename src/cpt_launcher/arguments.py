@@ -70,6 +70,13 @@ class Arguments:
         value = self.number(name)
         return int(value) if value is not None and 0 < value < math.inf else otherwise
 
+    def env_vars(self) -> Mapping[str, object]:
+        """What the workers get as environment variables, in a YAML that says so itself."""
+        found: object = self.values.get("ray_init_kwargs")
+        for key in ("runtime_env", "env_vars"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else {}
+
     def finding(self, severity: Severity, rule: str, name: str, what: str, hint: str = "") -> Finding:
         return of(Problem(what, self.where(name), hint, rule), severity)
 

@@ -6,7 +6,7 @@ The failures behind them, with the messages a user would see hours later, are in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 from cpt_launcher.arguments import (
     Arguments,
@@ -185,7 +185,7 @@ def tracker(args: Arguments) -> Iterator[Finding]:
             yield args.error(
                 "tracker", "report_to", f"there is no tracker {short(name)}", near(name, args.schema.trackers)
             )
-    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in _env_vars(args):
+    if "mlflow" in names and "MLFLOW_TRACKING_URI" not in args.env_vars():
         what = "mlflow without MLFLOW_TRACKING_URI writes into the worker's own directory"
         yield args.warning("tracker", "report_to", what, "set it in ray_init_kwargs.runtime_env.env_vars")
 
@@ -208,13 +208,6 @@ def ray_resources(args: Arguments) -> Iterator[Finding]:
     if sizes:
         what = f"{', '.join(sorted(sizes))} in ray_init_kwargs is an error as soon as a cluster is there"
         yield args.warning("ray-resources", "ray_init_kwargs", what, "leave it out")
-
-
-def _env_vars(args: Arguments) -> Mapping[str, object]:
-    found: object = args.values.get("ray_init_kwargs")
-    for key in ("runtime_env", "env_vars"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 CHECKS: tuple[Rule, ...] = (

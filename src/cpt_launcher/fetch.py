@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cpt_launcher import disk
+from cpt_launcher import disk, model_files
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.layout import Layout
 
@@ -18,7 +18,7 @@ def fetch_model(model: str, storage: Path, report: Callable[[str], None]) -> Pat
     """Download a model to `<storage>/models`; what is there and complete is not asked for again.
 
     Raises:
-        NotReadyError: it is a folder, gated, unknown, or the hub cannot be reached.
+        NotReadyError: it is a folder, gated, unknown, the hub cannot be reached, or the model writes elsewhere.
         StorageError: the storage is absent or not writable.
     """
     if model.startswith("/"):
@@ -30,6 +30,8 @@ def fetch_model(model: str, storage: Path, report: Callable[[str], None]) -> Pat
         report(f"identical {folder}")
         return folder
     revision = _download(model, folder)
+    if found := model_files.check(folder):
+        raise NotReadyError(*found)
     disk.write_json(layout.model_marker(model), {"model": model, "revision": revision})
     report(f"created   {folder}")
     return folder
@@ -39,21 +41,28 @@ def check_access(model: str) -> None:
     """Ask the hub whether this account may download a model, unless the local cache has it.
 
     Raises:
-        NotReadyError: it may not, or there is no such model, or the hub cannot be reached.
+        NotReadyError: it may not, or there is no such model, or the hub cannot be reached, or what the cache has of it
+            writes elsewhere.
     """
     with _hub_errors(model):
         from huggingface_hub import HfApi, try_to_load_from_cache
 
-        if not isinstance(try_to_load_from_cache(model, "config.json"), str):
+        cached = try_to_load_from_cache(model, "config.json")
+        if not isinstance(cached, str):
             HfApi().auth_check(model)
+        elif found := model_files.check(Path(cached).parent):
+            raise NotReadyError(*found)
 
 
 def _download(model: str, folder: Path) -> str:
     with _hub_errors(model):
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi, constants, snapshot_download
 
         info = HfApi().model_info(model)
         names = [file.rfilename for file in info.siblings or []]
+        if out := model_files.strays(names):
+            what = f"the model {model} has files outside its folder: {', '.join(repr(name[:60]) for name in out[:3])}"
+            raise NotReadyError(Problem(what, constants.ENDPOINT, "do not use this model"))
         ignored = [*_NEVER, "*.bin"] if any(name.endswith(".safetensors") for name in names) else _NEVER
         snapshot_download(model, revision=info.sha, local_dir=folder, ignore_patterns=ignored)
         return str(info.sha)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cpt_launcher.plan import Plan
 # Bytes a parameter takes in a checkpoint: weights in 16 bits, and the optimizer's master copy and two moments in 32
 # (https://arxiv.org/abs/1910.02054, section 3.1); without mixed precision, the weights in 32. Measured: 14 and 16.
 MIXED, FULL = 14, 16
+MAX_HEADER = 100_000_000  # bytes, as in safetensors itself
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8}
 
 
@@ -56,18 +58,25 @@ def count_parameters(model: Path) -> int | None:
     """Parameters of a model folder, from the headers of its safetensors files
     (https://huggingface.co/docs/safetensors, Format); None where there are none.
     """
-    total = 0
-    for path in model.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        except (OSError, ValueError, struct.error, MemoryError, OverflowError):
+    counts = [_parameters(path) for path in sorted(model.glob("*.safetensors"))]
+    known = [count for count in counts if count is not None]
+    return sum(known) or None if len(known) == len(counts) else None
+
+
+def _parameters(path: Path) -> int | None:
+    """Parameters of one safetensors file; None where its header is damaged or says what cannot be."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = os.fstat(file.fileno()).st_size - 8 - length
+            header = json.loads(file.read(length)) if length <= MAX_HEADER and size >= 0 else None
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        spans = [(*tensor["data_offsets"], _BITS.get(tensor["dtype"], 16)) for tensor in tensors]
+        if not all(0 <= begin <= end <= size for begin, end, _ in spans):
             return None
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                begin, end = tensor["data_offsets"]
-                total += (end - begin) * 8 // _BITS.get(tensor["dtype"], 16)
-    return total or None
+        return sum(int(end - begin) * 8 // bits for begin, end, bits in spans)
+    except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
+        return None
 
 
 def _saves(train: Mapping[str, object]) -> int | None:

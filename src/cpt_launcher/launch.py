@@ -20,6 +20,7 @@ from typing import NoReturn
 from cpt_launcher.errors import InterruptedRunError, Problem
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONGEST = 1_000_000  # characters of a line
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -212,13 +213,51 @@ class _Signals:
 def _pump(process: subprocess.Popen[bytes], sink: Callable[[str], None]) -> None:
     """Cut the output into lines; a carriage return (a progress bar) ends one too."""
     assert process.stdout is not None
-    decoder, rest = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
+    lines = _Lines(sink)
     while chunk := os.read(process.stdout.fileno(), 65536):
-        *lines, rest = (rest + decoder.decode(chunk)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-        for line in lines:
-            sink(line)
-    if rest:
-        sink(rest)
+        lines.take(chunk)
+    lines.end()
+
+
+class _Lines:
+    """Puts lines together from what comes in pieces. One without an end is cut at `LONGEST` characters."""
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._pieces: list[str] = []  # of the line that has not ended yet
+        self._size = 0
+        self._after_return = False
+
+    def take(self, chunk: bytes) -> None:
+        text = self._decoder.decode(chunk)
+        if self._after_return:  # the line ended with it, or does with the line feed behind it
+            text = "\n" + text.removeprefix("\n")
+        self._after_return = text.endswith("\r")
+        first, *others = text.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        self._add(first)
+        for line in others:
+            self._finish()
+            self._add(line)
+
+    def end(self) -> None:
+        self._add(self._decoder.decode(b"", final=True))
+        if self._pieces or self._after_return:
+            self._finish()
+
+    def _add(self, piece: str) -> None:
+        while self._size + len(piece) > LONGEST:
+            cut = LONGEST - self._size
+            self._pieces.append(piece[:cut])
+            self._finish()
+            piece = piece[cut:]
+        if piece:
+            self._pieces.append(piece)
+            self._size += len(piece)
+
+    def _finish(self) -> None:
+        self._sink("".join(self._pieces))
+        self._pieces, self._size = [], 0
 
 
 def _adopt_orphans() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpt_launcher import cluster, disk, fetch, footprint, nodes, record, sizing, tracker
+from cpt_launcher import cluster, disk, fetch, footprint, model_files, nodes, record, sizing, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.plan import Plan
 
@@ -164,7 +164,7 @@ def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
     """A model given as a folder is one; a hub's is in the cache, or this account may download it."""
     if plan.model.startswith("/"):
         if (Path(plan.model) / "config.json").is_file():
-            return []
+            return model_files.check(Path(plan.model))
         hint = "check the path; the demo's model is made by `cpt demo`"
         return [Problem("the model is no folder with a config.json", plan.model, hint)]
     try:

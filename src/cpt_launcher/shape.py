@@ -90,8 +90,11 @@ def find(model: str, cache: Path | None = None) -> Shape:
             hint = "check the path; cpt fetch-model fetches a model, cpt demo makes the demo's"
             raise ConfigError(Problem("there is no config.json of a model", str(path.parent), hint, "model-shape"))
         try:
-            return read(model, json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (OSError, ValueError) as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("not a mapping")
+            return read(model, values, str(path))
+        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             hint = "fetch the model again"
             raise ConfigError(Problem(f"not a model's config.json: {error}", str(path), hint, "model-shape")) from None
     table = known()

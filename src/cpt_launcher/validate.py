@@ -13,6 +13,7 @@ from cpt_launcher import (
     check_arguments,
     check_data,
     check_deepspeed,
+    check_trust,
     dataset,
     plan,
     reader,
@@ -108,6 +109,7 @@ class _Checker:
 
     def check(self, path: Path, *, named: bool) -> None:
         """One file; `named` by the user, so that one which is nothing of ours is a mistake."""
+        before = len(self.found)
         try:
             document = yamlfile.read(path)
             if isinstance(document.value, dict) and reader.is_plain(document.value):
@@ -125,6 +127,7 @@ class _Checker:
             return
         self.files += 1
         self.found += _leaks(document)
+        self.found[before:] = [item for item in self.found[before:] if not check_trust.is_allowed(item, document)]
 
     def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
         if check_deepspeed.is_deepspeed(values):
@@ -166,6 +169,9 @@ class _Checker:
         gpus = not isinstance(wanted, dict) or "GPU" in wanted
         args = Arguments(values, values, lambda name: document.where(name), schema.load(), on_ray, gpus)
         self.found += check_arguments.check(args)
+        self.found += check_trust.model(args, values.get("model_name_or_path"))
+        at = ("ray_init_kwargs", "runtime_env", "env_vars")
+        self.found += check_trust.environment(args.env_vars(), lambda key: document.where(*at, key))
         if self.options.strict:
             self.found += strict.check(values, args.where)
         deepspeed = values.get("deepspeed")
@@ -182,6 +188,11 @@ class _Checker:
         train = {key: value for key, value in train.items() if key not in OWNED} if isinstance(train, dict) else {}
         args = _arguments(document, train, config if isinstance(config, RunConfig) else None)
         self.found += check_arguments.check(args)
+        self.found += check_trust.model(args, config.model if isinstance(config, RunConfig) else values.get("model"))
+        env = values.get("env")
+        self.found += check_trust.environment(
+            env if isinstance(env, dict) else {}, lambda key: document.where("env", key)
+        )
         if isinstance(config, RunConfig):
             self._around(document, config, args)
             if self.options.strict and not self.found:
@@ -198,6 +209,7 @@ class _Checker:
             folders = assets.search_path(assets.DATASETS, config.path)
             for entry in dataset.find(config.datasets, folders, config.storage):
                 self.found += check_data.check_entry(yamlfile.read(entry.registry), entry, used=True)
+                self.found += check_trust.dataset(args, entry)
                 self._bytes(entry, args)
         except CptError as error:
             self.add(*(_placed(problem, document, "dataset") for problem in error.problems))
