@@ -1,5 +1,8 @@
 """Against checkpoints of the real stack: 1.2 M parameters without mixed precision."""
 
+import json
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,42 @@ def test_parameters_are_counted_from_the_headers(model: Path) -> None:
     assert footprint.count_parameters(model) == 1500
     (model / "m.safetensors").write_bytes(b"\xff" * 20)
     assert footprint.count_parameters(model) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        None,
+        "x",
+        {"a": None},
+        {"a": {}},
+        {"a": {"dtype": "F32"}},
+        {"a": {"dtype": ["F32"], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "data_offsets": ["0", "4"]}},
+        {"a": {"dtype": "F32", "data_offsets": [8, 4]}},
+        {"a": {"dtype": "F32", "data_offsets": [0, 10**15]}},
+    ],
+    ids=str,
+)
+def test_a_header_that_lies_counts_as_unknown(tmp_path: Path, header: object) -> None:
+    raw = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"12345678")
+    assert footprint.count_parameters(tmp_path) is None
+
+
+@pytest.mark.parametrize("length", [10**9, 2**63, 50])
+def test_a_header_that_claims_what_is_not_there_is_not_read(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + b"{}")
+    if length == 10**9:
+        with path.open("r+b") as file:
+            file.truncate(2 * 10**9)  # sparse
+    tracemalloc.start()
+    assert footprint.count_parameters(tmp_path) is None
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cpt_launcher import launch
+
 # Runs `launch.run` in a process of its own: it becomes the parent of orphans, which pytest is not to be.
 DRIVER = """
 import json, os, sys
@@ -37,6 +39,49 @@ def python(code: str) -> tuple[str, ...]:
 def test_every_line_arrives_also_a_progress_bars_and_bytes_that_are_no_text() -> None:
     code = r"import sys; sys.stdout.buffer.write('ä 1%\r2%\r\nb\xff'.encode('utf-8')[:-2] + b'\xff'); sys.exit(3)"
     assert outcome(start(*python(code))) == [3, None, ["ä 1%", "2%", "b\ufffd"]]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([b"a\r", b"\nb\n"], ["a", "b"]),
+        (
+            [b"a\r", b"b\r", b"\r\n"],
+            [
+                "a",
+                "b",
+                "",
+            ],
+        ),
+        ([b"1%\r"], ["1%"]),
+        ([b"\n\n"], ["", ""]),
+        ([b"a\r", b"\n", b"\n"], ["a", ""]),
+        (["ä".encode()[:1], "ä\n".encode()[1:]], ["ä"]),
+        ([b"a\r", "ä".encode()[:1], "ä".encode()[1:]], ["a", "ä"]),
+        (["ä".encode()[:1]], ["\ufffd"]),
+        ([b"ab", b"c", b"\nd"], ["abc", "d"]),
+    ],
+)
+def test_lines_out_of_pieces(chunks: list[bytes], expected: list[str]) -> None:
+    found: list[str] = []
+    lines = launch._Lines(found.append)
+    for chunk in chunks:
+        lines.take(chunk)
+    lines.end()
+    assert found == expected
+
+
+def test_output_without_a_line_break_is_cut_and_takes_no_time() -> None:
+    found: list[str] = []
+    lines = launch._Lines(found.append)
+    before = time.process_time()
+    for _ in range(40 * 1024 // 4):  # 40 MB in pieces of a pipe's page
+        lines.take(b"x" * 4096)
+    lines.take(b"\nnext")
+    lines.end()
+    assert time.process_time() - before < 5
+    assert {len(line) for line in found[:-2]} == {launch.LONGEST}
+    assert ("".join(found[:-1]), found[-1]) == ("x" * (40 << 20), "next")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

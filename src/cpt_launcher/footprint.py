@@ -69,12 +69,14 @@ def _parameters(path: Path) -> int | None:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             size = os.fstat(file.fileno()).st_size - 8 - length
-            header = json.loads(file.read(length)) if length <= MAX_HEADER and size >= 0 else None
+            if length > MAX_HEADER or size < 0:
+                return None
+            header = json.loads(file.read(length))
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         spans = [(*tensor["data_offsets"], _BITS.get(tensor["dtype"], 16)) for tensor in tensors]
         if not all(0 <= begin <= end <= size for begin, end, _ in spans):
             return None
-        return sum(int(end - begin) * 8 // bits for begin, end, bits in spans)
+        return int(sum((end - begin) * 8 // bits for begin, end, bits in spans))
     except (OSError, ValueError, struct.error, RecursionError, AttributeError, TypeError, KeyError):
         return None
 

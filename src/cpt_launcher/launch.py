@@ -20,7 +20,7 @@ from typing import NoReturn
 from cpt_launcher.errors import InterruptedRunError, Problem
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LONGEST = 1_000_000  # characters of a line
+LONGEST = 100_000  # characters of a line; the launcher keeps the last 2,000 lines in memory
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -231,10 +231,12 @@ class _Lines:
 
     def take(self, chunk: bytes) -> None:
         text = self._decoder.decode(chunk)
-        if self._after_return:  # the line ended with it, or does with the line feed behind it
-            text = "\n" + text.removeprefix("\n")
+        if not text:
+            return
+        if self._after_return:  # that line has ended already
+            text = text.removeprefix("\n")
         self._after_return = text.endswith("\r")
-        first, *others = text.removesuffix("\r").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        first, *others = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         self._add(first)
         for line in others:
             self._finish()
@@ -242,7 +244,7 @@ class _Lines:
 
     def end(self) -> None:
         self._add(self._decoder.decode(b"", final=True))
-        if self._pieces or self._after_return:
+        if self._pieces:
             self._finish()
 
     def _add(self, piece: str) -> None:
