@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 FILES = {"config.json": b'{"model_type": "gemma3_text"}', "model.safetensors": b"weights" * 1000, "old.bin": b"pickle"}
+TEMPLATES = [{"name": "default", "template": ""}, {"name": "../../../stray", "template": ""}]
+HOSTILE = {"config.json": b"{}", "tokenizer_config.json": json.dumps({"chat_template": TEMPLATES}).encode()}
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -29,7 +31,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).asked.append(f"{self.command} {self.path}")
-        if self.path.startswith("/api/models/me/open"):
+        if self.path.startswith("/api/models/me/stray"):
+            siblings = [{"rfilename": name} for name in ("config.json", "../../../stray.txt")]
+            self.send(200, json.dumps({"id": "me/stray", "sha": SHA, "siblings": siblings}).encode())
+        elif self.path.startswith("/api/models/me/hostile"):
+            siblings = [{"rfilename": name} for name in HOSTILE]
+            self.send(200, json.dumps({"id": "me/hostile", "sha": SHA, "siblings": siblings}).encode())
+        elif self.path.startswith(f"/me/hostile/resolve/{SHA}/"):
+            content = HOSTILE[self.path.rpartition("/")[2]]
+            self.send(200, content, {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
+        elif self.path.startswith("/api/models/me/open"):
             siblings = [{"rfilename": name} for name in FILES]
             self.send(200, json.dumps({"id": "me/open", "sha": SHA, "siblings": siblings}).encode())
         elif self.path.startswith(f"/me/open/resolve/{SHA}/"):
@@ -105,3 +116,19 @@ def test_what_cannot_be_fetched(workspace: Path, hub: tuple[str, list[str]], mod
 def test_no_hub(workspace: Path) -> None:
     done = fetch(workspace, "http://127.0.0.1:9", "me/open")
     assert (done.returncode, "the hub did not send the model" in done.stderr) == (4, True)
+
+
+def test_a_model_that_writes_elsewhere(workspace: Path, hub: tuple[str, list[str]]) -> None:
+    for _ in range(2):  # what was downloaded does not count as fetched
+        done = fetch(workspace, hub[0], "me/hostile")
+        assert (done.returncode, "a chat template is called '../../../stray'" in done.stderr) == (4, True), done.stderr
+    command = [sys.executable, "-m", "cpt_launcher", "run", "my.yaml", "model=me/hostile", "--dry-run"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "model_name_or_path: me/hostile\n" in shown
+
+
+def test_a_hub_that_lists_files_elsewhere(workspace: Path, hub: tuple[str, list[str]]) -> None:
+    done = fetch(workspace, hub[0], "me/stray")
+    assert (done.returncode, "'../../../stray.txt'" in done.stderr) == (4, True), done.stderr
+    assert not list(workspace.parent.rglob("stray.txt"))
+    assert not any("resolve" in asked for asked in hub[1])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -225,3 +227,66 @@ def test_a_failure_leaves_the_old_folder(cpt: Cpt, workspace: Path, clean_env: p
     done = cpt(*ANYSCALE, "train.cutoff_len=64", "--out", "made")
     assert (done.code, "No space left" in done.err) == (5, True)
     assert tree(workspace) == before
+
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    """A head node whose job server fails; only its version comes."""
+
+    answers: dict[str, tuple[int, str]]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        failure = (500, "Traceback (most recent call last):\n  File 'x'\nOSError: no space on the head node")
+        status, body = next((answer for path, answer in self.answers.items() if path in self.path), failure)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+
+VERSION = {"/api/version": (200, '{"version": "4", "ray_version": "2.48.0", "ray_commit": ""}')}
+
+
+@pytest.mark.parametrize(
+    ("do", "answers", "code", "said"),
+    [
+        ("start", VERSION, 4, "no space on the head node"),
+        ("start", {**VERSION, "/api/packages": (200, "")}, 4, "the cluster did not take the job"),
+        ("status", VERSION, 4, "the cluster does not say how the job is"),
+        ("logs", VERSION, 4, "the cluster does not say how the job is"),
+        ("stop", VERSION, 4, "the cluster does not say how the job is"),
+        ("status", {**VERSION, "/api/jobs/x": (404, "no"), "/api/jobs/": (200, "[]")}, 2, "there is no job x"),
+        ("status", {**VERSION, "/api/jobs/x": (404, "no")}, 4, "no space on the head node"),
+        ("start", {"/api/version": (200, "[]")}, 4, "no Ray dashboard answers"),
+        ("start", {"/api/version": (200, "hello")}, 4, "no Ray dashboard answers"),
+        ("start", {"/api/version": (404, "")}, 4, "no Ray dashboard answers"),
+        ("start", {}, 4, "no Ray dashboard answers"),
+    ],
+)
+def test_a_job_server_that_fails(
+    cpt: Cpt, workspace: Path, do: str, answers: dict[str, tuple[int, str]], code: int, said: str
+) -> None:
+    pytest.importorskip("ray.job_submission")
+    handler = type("Handler", (Dashboard,), {"answers": answers})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = cpt("job", "my.yaml", "--target", "ray", "--address", address, "--do", do, "--id", "x")
+        server.shutdown()
+        thread.join()
+    assert (done.code, said in done.err) == (code, True), done.err
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "-1", "0", "1e300"])
+def test_a_timeout_that_is_none(cpt: Cpt, workspace: Path, hours: str) -> None:
+    assert cpt("job", "my.yaml", "storage=/mnt/user_storage", "--timeout", hours).code == 2

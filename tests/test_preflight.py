@@ -70,3 +70,13 @@ def test_kernels_that_are_asked_for_are_installed(tmp_path: Path, monkeypatch: p
     assert preflight.stack_installed(plan(), {"PATH": str(tmp_path)}) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert preflight.stack_installed(asked, {"PATH": str(tmp_path)}) == []
+
+
+def test_a_model_that_writes_elsewhere(workspace: Path) -> None:
+    (cached,) = (workspace / "hub").rglob("config.json")
+    (cached.parent / "tokenizer_config.json").write_text('{"chat_template": {"../x": ""}}')
+    for model in ("some/model", str(cached.parent)):
+        (problem,) = preflight.model_present(plan(model=model), {})
+        assert "'../x'" in problem.what
+    (cached.parent / "tokenizer_config.json").write_text('{"chat_template": {"x": ""}}')
+    assert preflight.model_present(plan(model="some/model"), {}) == []

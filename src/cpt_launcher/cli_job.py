@@ -26,7 +26,9 @@ def job(
     image: Annotated[str | None, typer.Option(help="Anyscale: an image, instead of a Containerfile.")] = None,
     compute: Annotated[str | None, typer.Option(help="Anyscale: the name of a compute config.")] = None,
     max_retries: Annotated[int, typer.Option(min=0, help="Anyscale: how often a failed job starts again.")] = 3,
-    timeout: Annotated[float | None, typer.Option(help="Anyscale: hours after which the job is ended.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.01, max=10_000, help="Anyscale: hours after which the job is ended.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Ray: the dashboard, http://HOST:8265.")] = None,
     do: Annotated[
         Literal["submit", "start", "logs", "status", "stop"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,52 @@ def client(address: str) -> Any:
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(address)
-    except (ImportError, RuntimeError) as error:
-        hint = "pip install 'cpt-launcher[jobs]'"
-        raise NotReadyError(Problem(f"no job client: {str(error).splitlines()[0]}", address, hint)) from None
-    except (ConnectionError, OSError, ValueError) as error:
+    except (ImportError, RuntimeError, OSError, ValueError, LookupError, TypeError) as error:
+        if isinstance(error, ImportError) or "ray[default]" in str(error):
+            hint = "pip install 'cpt-launcher[jobs]'"
+            raise NotReadyError(Problem(f"no job client: {_words(error)}", address, hint)) from None
         hint = "the address of the cluster's dashboard, for example http://127.0.0.1:8265"
-        raise NotReadyError(Problem(f"no Ray dashboard answers: {str(error).splitlines()[0]}", address, hint)) from None
+        raise NotReadyError(Problem(f"no Ray dashboard answers: {_words(error)}", address, hint)) from None
+
+
+@contextlib.contextmanager
+def _answers(what: str, where: str, hint: str) -> Iterator[None]:
+    """Ray's client says all that goes wrong with a RuntimeError, a server's own failure included; the network's
+    errors are OSErrors.
+
+    Raises:
+        NotReadyError: the cluster did not do it.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, LookupError, TypeError) as error:
+        raise NotReadyError(Problem(f"{what}: {_words(error)}", where, hint)) from None
+
+
+def _words(error: Exception) -> str:
+    """An error's first line and, of a traceback that a server sent, its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def submit(client: Any, folder: Path, name: str) -> str:
-    """Upload the folder and start the job; returns its id."""
+    """Upload the folder and start the job; returns its id.
+
+    Raises:
+        NotReadyError: the cluster did not take it.
+    """
     number = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return str(
-        client.submit_job(
-            entrypoint=ENTRYPOINT,
-            submission_id=number,
-            runtime_env={"working_dir": str(folder), "env_vars": {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}},
-            metadata={"cpt-run": name},
+    hint = "the dashboard's own log on the head node (dashboard.log) says more; is the cluster healthy?"
+    with _answers("the cluster did not take the job", number, hint):
+        return str(
+            client.submit_job(
+                entrypoint=ENTRYPOINT,
+                submission_id=number,
+                runtime_env={"working_dir": str(folder), "env_vars": {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}},
+                metadata={"cpt-run": name},
+            )
         )
-    )
 
 
 def follow(client: Any, job: str, say: Callable[[str], None]) -> None:
@@ -63,7 +91,8 @@ def follow(client: Any, job: str, say: Callable[[str], None]) -> None:
     shown = 0
     while True:
         info = status(client, job)
-        lines = client.get_job_logs(job).split("\n")
+        with _answers("the cluster does not show the job's log", job, f"the job may go on: --do logs --id {job}"):
+            lines = client.get_job_logs(job).split("\n")
         over = info.status.is_terminal()
         for line in lines[shown : len(lines) if over else len(lines) - 1]:
             say(line)
@@ -85,15 +114,20 @@ def status(client: Any, job: str) -> Any:
 
     Raises:
         ConfigError: there is none of that id.
+        NotReadyError: the cluster does not say.
     """
-    try:
-        return client.get_job_info(job)
-    except RuntimeError:
-        known = ", ".join(str(item.submission_id) for item in client.list_jobs()[:10]) or "none"
-        raise ConfigError(Problem(f"there is no job {job}", "--id", f"jobs there: {known}")) from None
+    with _answers("the cluster does not say how the job is", job, "is it healthy? Then ask again: --do status"):
+        try:
+            return client.get_job_info(job)
+        except RuntimeError as error:
+            if "status code 404" not in str(error):
+                raise
+            known = ", ".join(str(item.submission_id) for item in client.list_jobs()[:10]) or "none"
+            raise ConfigError(Problem(f"there is no job {job}", "--id", f"jobs there: {known}")) from None
 
 
 def stop(client: Any, job: str) -> bool:
     """Ask the job to end; whether it was going on."""
     status(client, job)
-    return bool(client.stop_job(job))
+    with _answers("the cluster did not end the job", job, "ask again: --do stop"):
+        return bool(client.stop_job(job))
