@@ -60,9 +60,9 @@ def test_every_problem_in_one_go() -> None:
         ("unknown key 'resources.acelerator'", "x.yaml:5:31"),
         ("resources needs either gpus or cpus, not gpus: 1, cpus: 1", "x.yaml:5:1"),
         ("secrets are names of environment variables, in capitals", "x.yaml:7:1"),
-        ("env.HF_TOKEN looks like a secret, and a file is no place for one", "x.yaml:6:7"),
         ("env.N must be text", "x.yaml:6:23"),
         ("train.output_dir is written by the launcher", "x.yaml:8:9"),
+        ("env.HF_TOKEN looks like a secret, and a file is no place for one", "x.yaml:6:7"),
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_llamafactory_yaml_with_overrides() -> None:
 
 def test_a_secret_in_a_llamafactory_yaml_is_refused() -> None:
     text = PLAIN + "ray_init_kwargs: {runtime_env: {env_vars: {HF_TOKEN: hf_abc, A: b}}}\n"
-    what = "a secret stands in the file: ray_init_kwargs.runtime_env.env_vars.HF_TOKEN"
+    what = "ray_init_kwargs.runtime_env.env_vars.HF_TOKEN looks like a secret, and a file is no place for one"
     assert problems(text) == [(what, "x.yaml:6:44")]
 
 

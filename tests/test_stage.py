@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import dataset, disk, stage
+from cpt_launcher import dataset, disk, stage, urls
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, DataError, StorageError
@@ -562,7 +562,7 @@ def test_credentials_in_an_address_stand_nowhere(storage: Path, web: Web, source
     said = " ".join(str(problem) for caught in (bad, absent, cut) for problem in caught.value.problems)
     files = "".join(path.read_text() for path in storage.rglob("*") if path.is_file())
     assert "planted" not in said + files
-    assert sources.shown("https://u:p@h/x.gz?a=b and s3://b/k") == "https://h/x.gz and s3://b/k"
+    assert urls.shown("https://u:p@h/x.gz?a=b and s3://b/k") == "https://h/x.gz and s3://b/k"
 
 
 def test_what_is_empty_is_said_and_no_empty_quarantine_stays(storage: Path, source: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +32,6 @@ OWNED = MappingProxyType({
     "placement_strategy": "resources",
     "ray_init_kwargs": "env",
 })  # fmt: skip
-SECRET_NAME = re.compile(
-    r"(TOKEN(?!IZE)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from cpt_launcher import assets, yamlfile
-from cpt_launcher import source as sources
+from cpt_launcher import assets, urls, yamlfile
 from cpt_launcher.errors import ConfigError, DataError, Problem
 from cpt_launcher.suggest import unknown
 
@@ -63,7 +62,7 @@ class Copy:
     @property
     def shown(self) -> str:
         """The source as it may be seen and recorded: without credentials."""
-        return sources.shown(self.source)
+        return urls.shown(self.source)
 
     @property
     def place(self) -> str:

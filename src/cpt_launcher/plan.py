@@ -12,12 +12,13 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, dataset, derive, manifest, schema, tokenized
-from cpt_launcher.config import SECRET_NAME, PlainConfig, RunConfig
+from cpt_launcher import assets, check_secrets, dataset, derive, manifest, schema, tokenized, urls, yamlfile
+from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.render import render
+from cpt_launcher.secrets import telling
 
 # An inherited one of these makes LLaMA-Factory or Ray take another road than the one planned here:
 # torchrun, other trainers, arguments unchecked (llamafactory/cli.py, hparams/parser.py), Ray Train V2.
@@ -164,9 +165,14 @@ def plan_staging(config: RunConfig) -> tuple[Copies, Entries]:
 def plan_staging_all(registry: Path, storage: Path) -> tuple[Copies, Entries]:
     """What `stage-data --storage DIR` puts there: every dataset of a registry, and every DeepSpeed file of the
     working directory, or the shipped ones where it has none.
+
+    Raises:
+        ConfigError: the registry or a DeepSpeed file cannot be read, or a secret stands in one.
     """
     entries = dataset.read_registry(registry)
     jsons = sorted(assets.search_path(assets.DEEPSPEED)[0].glob("*.json"))
+    if leaks := [problem for path in jsons for problem in check_secrets.check(yamlfile.read(path))]:
+        raise ConfigError(*leaks)
     data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]
     copies = (*data, *(Copy(str(path.absolute()), storage / path.name) for path in jsons))
     dataset.refuse_collisions(copies, storage / assets.REGISTRY)
@@ -278,4 +284,4 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
 
 
 def _masked(key: str, value: str) -> str:
-    return "(not shown)" if SECRET_NAME.search(key) else value
+    return "(not shown)" if telling(key, value) else urls.shown(value)

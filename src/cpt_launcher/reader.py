@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cpt_launcher import assets, yamlfile
-from cpt_launcher.config import LAUNCHER_KEYS, OWNED, SECRET_NAME, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
+from cpt_launcher import assets, check_secrets, yamlfile
+from cpt_launcher.config import LAUNCHER_KEYS, OWNED, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.values import Values
 from cpt_launcher.yamlfile import Document
@@ -80,16 +80,7 @@ def _replaced(tree: object, parts: tuple[str, ...], new: object, key: str) -> ob
 
 
 def _plain(document: Document, values: dict[str, object], overrides: Sequence[str]) -> PlainConfig:
-    problems = [
-        Problem(
-            f"a secret stands in the file: {'.'.join(map(str, path))}",
-            document.where(*path),
-            f"remove it and `export {path[-1]}=...` where you start the run",
-            "secret-in-file",
-        )
-        for path, value in _leaves(values)
-        if path[:-1] and "env_vars" in path and SECRET_NAME.search(str(path[-1])) and value
-    ]
+    problems = check_secrets.check(document)
     name = values.get("ray_run_name")
     if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
         where = document.where("ray_run_name")
@@ -102,12 +93,6 @@ def _plain(document: Document, values: dict[str, object], overrides: Sequence[st
         raise ConfigError(*problems)
     text = yamlfile.dump(values) if overrides else document.text
     return PlainConfig(document.path, text, values, str(name), assets.from_user(str(storage)))
-
-
-def _leaves(value: object, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    if isinstance(value, dict):
-        return [leaf for key, item in value.items() for leaf in _leaves(item, (*at, key))]
-    return [(at, value)]
 
 
 class _Reader(Values):
@@ -132,6 +117,7 @@ class _Reader(Values):
             evaluation=self._evaluation(values),
             train=self._train(values),
         )
+        self.problems += check_secrets.check(self.document)
         if self.problems:
             raise ConfigError(*self.problems)
         return config
@@ -206,15 +192,7 @@ class _Reader(Values):
     def _env(self, values: Mapping[str, object]) -> dict[str, str]:
         raw: dict[str, object] = self._take(values, "env", dict, {})
         for key, value in raw.items():
-            if SECRET_NAME.search(key):
-                hint = f"remove it, write `secrets: [{key}]` and export {key} where you start the run"
-                self._add(
-                    f"env.{key} looks like a secret, and a file is no place for one",
-                    ("env", key),
-                    hint,
-                    "secret-in-file",
-                )
-            elif not isinstance(value, str):
+            if not isinstance(value, str):
                 self._add(f"env.{key} must be text", ("env", key), f'put it in quotes: {key}: "{value}"', "wrong-type")
         return {key: str(value) for key, value in raw.items()}
 

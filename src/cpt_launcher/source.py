@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import zlib
 from dataclasses import dataclass
 from typing import IO, Any
 
 from cpt_launcher.errors import DataError, Problem, StorageError
+from cpt_launcher.urls import shown
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -24,15 +24,6 @@ _VERSIONS = (
     "generation",
     "blob_id",
 )
-
-
-_USERINFO = re.compile(r"(\w+://)[^/\s'\"@]*@")
-_QUERY = re.compile(r"(\w+://[^\s?'\"]+)\?[^\s'\")]*")
-
-
-def shown(text: str) -> str:
-    """Text with the URLs in it as they may be seen: without user, password and query, where signatures stand."""
-    return _QUERY.sub(r"\1", _USERINFO.sub(r"\1", text))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cpt_launcher import corpus, dataset, disk, manifest, registry, transfer
+from cpt_launcher import corpus, dataset, disk, manifest, registry, transfer, urls
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.disk import Outcome
@@ -240,7 +240,7 @@ def _pieces(copy: Copy) -> list[Copy]:
     if not copy.is_remote or not copy.source.endswith("/") or copy.cloud is not None:
         return [copy]
     found = sources.files(copy.source)
-    whole = (sources.shown(copy.source), copy.target)
+    whole = (urls.shown(copy.source), copy.target)
     return [Copy(url, copy.target / dataset.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
 
 

@@ -13,6 +13,7 @@ from cpt_launcher import (
     check_arguments,
     check_data,
     check_deepspeed,
+    check_secrets,
     check_trust,
     dataset,
     plan,
@@ -29,10 +30,6 @@ from cpt_launcher.yamlfile import Document
 
 SUFFIXES = (".yaml", ".yml", ".json")
 SKIPPED = ("node_modules", "__pycache__")
-# Hugging Face, Databricks, OpenAI, AWS, GitHub
-_TOKEN = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|dapi[0-9a-f]{30,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,})"
-)
 _PLACEHOLDER = re.compile(r"<[A-Za-z][\w -]*>")
 
 
@@ -126,7 +123,8 @@ class _Checker:
                 self.add(Problem("this is nothing that cpt knows", f"{path}:1:1", "a config has name:", "unknown-file"))
             return
         self.files += 1
-        self.found += _leaks(document)
+        self.add(*check_secrets.check(document))
+        self.found += _placeholders(document)
         self.found[before:] = [item for item in self.found[before:] if not check_trust.is_allowed(item, document)]
 
     def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
@@ -208,8 +206,10 @@ class _Checker:
         try:
             folders = assets.search_path(assets.DATASETS, config.path)
             for entry in dataset.find(config.datasets, folders, config.storage):
-                self.found += check_data.check_entry(yamlfile.read(entry.registry), entry, used=True)
+                registry = yamlfile.read(entry.registry)
+                self.found += check_data.check_entry(registry, entry, used=True)
                 self.found += check_trust.dataset(args, entry)
+                self.add(*check_secrets.check(registry, entry.name))
                 self._bytes(entry, args)
         except CptError as error:
             self.add(*(_placed(problem, document, "dataset") for problem in error.problems))
@@ -227,6 +227,7 @@ class _Checker:
         found = yamlfile.read(path)
         self.found += check_deepspeed.check(found)
         self.found += check_deepspeed.check_together(found, args)
+        self.add(*check_secrets.check(found))
 
 
 def _arguments(document: Document, train: Mapping[str, object], config: RunConfig | None) -> Arguments:
@@ -248,23 +249,9 @@ def _placed(problem: Problem, document: Document, key: str) -> Problem:
     return problem if inside and ":" in problem.where else dataclasses.replace(problem, where=document.where(key))
 
 
-def _leaks(document: Document) -> Iterator[Finding]:
-    """Tokens by their shape, and placeholders that nobody filled in."""
-    for path, value in _leaves(document.value):
-        if _TOKEN.search(value):
-            hint = "remove it and revoke it: it has been in a file. Export it where you start the run"
-            yield of(Problem("this looks like a secret", document.where(*path), hint, "secret-in-file"))
-        elif match := _PLACEHOLDER.search(value):
+def _placeholders(document: Document) -> Iterator[Finding]:
+    """What nobody filled in."""
+    for path, value in check_secrets.leaves(document.value):
+        if isinstance(value, str) and (match := _PLACEHOLDER.search(value)):
             what = f"{match[0]} is a placeholder"
             yield of(Problem(what, document.where(*path), "put in your own value", "placeholder"))
-
-
-def _leaves(value: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, (*at, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _leaves(item, (*at, index))
-    elif isinstance(value, str):
-        yield at, value
