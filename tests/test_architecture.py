@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shape": {"errors"},
     "source": {"errors", "urls"},
     "token_count": {"after_import"},
-    "tracker": {"errors"},
+    "tracker": {"errors", "urls"},
     "yamlfile": {"errors"},
     "arguments": {"errors", "findings", "schema", "suggest"},
     "check_secrets": {"errors", "secrets", "urls", "yamlfile"},
@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfer": {"corpus", "dataset", "disk", "errors", "records", "source"},
     "plan": {
         "assets", "check_secrets", "config", "dataset", "derive", "errors", "layout", "manifest", "render", "schema",
-        "secrets", "tokenized", "urls", "yamlfile",
+        "secrets", "tokenized", "tracker", "urls", "yamlfile",
     },
     "results": {"checkpoints"},
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "registry", "source", "transfer", "urls"},
@@ -98,13 +98,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "closing": {
         "disk", "errors", "history", "plan", "plots", "progress", "ray_worker", "record", "secrets", "token_count",
-        "tracker",
+        "tracker", "urls",
     },
     "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
     "evaluation": {"disk", "errors", "export", "exporting", "history", "plan", "subtask"},
     "run": {
         "attempt", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest",
-        "plan", "preflight", "record", "results", "secrets", "stage",
+        "plan", "preflight", "record", "results", "secrets", "stage", "tracker",
     },
     "terminal": {
         "checkpoints", "dataset", "doctor", "errors", "evaluation", "export", "findings", "history", "plan", "plots",

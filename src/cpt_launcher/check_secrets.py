@@ -20,7 +20,7 @@ _SHAPE = re.compile(
 _REFERENCE = re.compile(r"\$\{?\w+\}?")
 _REVOKE = "remove it and revoke it: it has been in a file. Export it where you start the run"
 _LOCAL = "leave it out: use a local copy, or s3://, gs:// or hf:// with the credentials of your environment"
-_MLFLOW = "leave it out, and export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where you start the run"
+_MLFLOW = "leave the address out, write `secrets: [MLFLOW_TRACKING_URI]` and export MLFLOW_TRACKING_URI"
 # The variables that are read where these arguments are not given.
 _VARIABLES = {
     "hub_token": "HF_TOKEN",
@@ -57,10 +57,8 @@ def _problem(path: KeyPath, value: object) -> tuple[str, str] | None:
     if inside is None:
         return None
     what = "a password" if inside == "password" else f"a secret ({inside})"
-    return (
-        f"{dotted} holds {what} in a URL, and a file is no place for one",
-        _MLFLOW if "mlflow" in dotted.lower() else _LOCAL,
-    )
+    hint = _MLFLOW if path[:1] == ("tracking",) else _export(path, name) if path[:1] == ("env",) else _LOCAL
+    return f"{dotted} holds {what} in a URL, and a file is no place for one", hint
 
 
 def _may_be_one(value: object, text: str) -> bool:

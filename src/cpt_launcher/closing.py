@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from cpt_launcher import disk, history, plots, progress, record, token_count, tracker
+from cpt_launcher import disk, history, plots, progress, record, token_count, tracker, urls
 from cpt_launcher.errors import CptError
 from cpt_launcher.plan import Plan
 from cpt_launcher.ray_worker import RUN_NAME
@@ -24,9 +24,7 @@ def open_tracking(plan: Plan, environ: Mapping[str, str], known: str | None, say
     env = {**environ, **plan.env}
     tags = {"cpt.run": plan.layout.run, "cpt.storage": str(plan.layout.storage), "cpt.model": plan.model}
     try:
-        return tracker.begin(
-            env["MLFLOW_TRACKING_URI"], env["MLFLOW_EXPERIMENT_NAME"], plan.layout.run, plan.layout.storage, known, tags
-        )
+        return tracker.begin(env, env["MLFLOW_EXPERIMENT_NAME"], plan.layout.run, plan.layout.storage, known, tags)
     except Exception as error:  # noqa: BLE001
         say(f"warning: MLflow did not take the run ({_reason(error, plan, environ)})")
         return None
@@ -66,8 +64,7 @@ def close(
     figures = {f"held_out_perplexity_{name}": math.exp(min(loss, 700)) for name, loss in _held_out(found).items()}
     try:
         files = (layout.train_yaml, layout.run_json, layout.loss_plot)
-        uri = {**environ, **plan.env}["MLFLOW_TRACKING_URI"]
-        tracker.finish(uri, known.mlflow_run, state, files, figures)
+        tracker.finish({**environ, **plan.env}, known.mlflow_run, state, files, figures)
     except Exception as error:  # noqa: BLE001
         say(f"warning: MLflow did not take the run's end ({_reason(error, plan, environ)})")
 
@@ -80,5 +77,5 @@ def _held_out(run: history.Run) -> dict[str, float]:
 
 
 def _reason(error: Exception, plan: Plan, environ: Mapping[str, str]) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = urls.shown(f"{type(error).__name__}: {error}".splitlines()[0])
     return redact(text, values(plan.secrets, environ))

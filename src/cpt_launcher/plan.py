@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, check_secrets, dataset, derive, manifest, schema, tokenized, urls, yamlfile
+from cpt_launcher import assets, check_secrets, dataset, derive, manifest, schema, tokenized, tracker, urls, yamlfile
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
@@ -112,7 +112,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         workers=config.resources.workers,
         device=config.resources.device,
         output=layout.output,
-        secrets=config.secrets,
+        secrets=_secrets(config, environ),
         copies=copies,
         entries=staged,
         tokens=tokens,
@@ -224,7 +224,9 @@ def _base_env(device: str) -> dict[str, str]:
 
 
 def _mlflow_env(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str]:
-    """MLflow's settings. An address in the caller's environment is left there: it may hold a password."""
+    """MLflow's settings. An address in the caller's environment is left there: on a cluster its workers have it only
+    by `secrets:`, as it may hold a password.
+    """
     if config.mlflow is None:
         return {}
     uri = config.mlflow.uri
@@ -232,6 +234,13 @@ def _mlflow_env(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str]
         uri = f"sqlite:///{config.storage}/mlflow.db"
     named = {"MLFLOW_TRACKING_URI": uri} if uri else {}
     return {**named, "MLFLOW_EXPERIMENT_NAME": config.mlflow.experiment or config.name}
+
+
+def _secrets(config: RunConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Those that the config names; with MLflow's address goes what was taken out of it."""
+    known = tracker.apart(environ, config.mlflow.uri if config.mlflow else None)
+    account = [name for name in tracker.ACCOUNT if known.get(name)] if tracker.URI in config.secrets else []
+    return tuple(dict.fromkeys((*config.secrets, *account)))
 
 
 def _is_anyscale(config: RunConfig, environ: Mapping[str, str]) -> bool:

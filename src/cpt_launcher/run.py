@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage
+from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage, tracker
 from cpt_launcher.attempt import Attempt, Show
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
@@ -63,6 +63,8 @@ def run(
         CptError: see `errors`; the training process's own failure is a TrainingError.
     """
     options = options or Options()
+    instead = config.mlflow.uri if isinstance(config, RunConfig) and config.mlflow else None
+    environ = tracker.apart(environ, instead)
     name = choose_run(config, fresh=options.fresh)
     layout = Layout(config.storage, name)
     plan = plan_run(config, environ, name)

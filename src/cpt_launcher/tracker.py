@@ -2,103 +2,169 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import configparser
+import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpt_launcher import urls
 from cpt_launcher.errors import Problem
 
-SECONDS = 5.0
+URI = "MLFLOW_TRACKING_URI"
+ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+SECONDS = "5"
 ARTIFACTS = "mlartifacts"
 # Its client's own patience is minutes long, and workers would wait for it.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# What is sent is meant for the server that was named, and a POST that is sent on becomes a GET.
+STAY = {"MLFLOW_ALLOW_HTTP_REDIRECTS": "false"}
 
 
-def begin(uri: str, experiment: str, run: str, storage: Path, known: str | None, tags: Mapping[str, str]) -> str:
+def begin(
+    environ: Mapping[str, str], experiment: str, run: str, storage: Path, known: str | None, tags: Mapping[str, str]
+) -> str:
     """The id of the MLflow run that belongs to a run: the one it had, else a new one under its name. With a database
     on the storage, artifacts lie there too.
 
     Raises:
         Exception: MLflow's own, whatever is wrong with it.
     """
-    client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        place = (storage / ARTIFACTS).as_uri() if uri.startswith("sqlite:") else None
-        number = client.create_experiment(experiment, artifact_location=place)
-    else:
-        number = found.experiment_id
-    if known and any(item.info.run_id == known for item in client.search_runs([number])):
-        return known
-    return str(client.create_run(number, run_name=run, tags=dict(tags)).info.run_id)
+    with _client(environ) as client:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            place = (storage / ARTIFACTS).as_uri() if environ[URI].startswith("sqlite:") else None
+            number = client.create_experiment(experiment, artifact_location=place)
+        else:
+            number = found.experiment_id
+        if known and any(item.info.run_id == known for item in client.search_runs([number])):
+            return known
+        return str(client.create_run(number, run_name=run, tags=dict(tags)).info.run_id)
 
 
-def finish(uri: str, run_id: str, state: str, files: Sequence[Path], values: Mapping[str, float]) -> None:
+def finish(
+    environ: Mapping[str, str], run_id: str, state: str, files: Sequence[Path], values: Mapping[str, float]
+) -> None:
     """Put the files with the run, and say how it ended.
 
     Raises:
         Exception: MLflow's own, whatever is wrong with it.
     """
-    client = _client(uri)
-    for path in files:
-        if path.is_file():
-            client.log_artifact(run_id, str(path))
-    for name, value in values.items():
-        client.log_metric(run_id, name, value)
-    client.set_terminated(run_id, {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED"))
+    with _client(environ) as client:
+        for path in files:
+            if path.is_file():
+                client.log_artifact(run_id, str(path))
+        for name, value in values.items():
+            client.log_metric(run_id, name, value)
+        client.set_terminated(run_id, {"finished": "FINISHED", "interrupted": "KILLED"}.get(state, "FAILED"))
 
 
-def _client(uri: str) -> Any:
+@contextlib.contextmanager
+def _client(environ: Mapping[str, str]) -> Iterator[Any]:
+    """MLflow's client for the address in `environ`. It takes its settings from this process's variables at each
+    request, so they are these for as long as the context lasts.
+    """
     from mlflow import MlflowClient
 
-    for name, value in PATIENCE.items():  # read at each request
-        os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow"):  # its import has set them to say every migration
         logging.getLogger(name).setLevel(logging.WARNING)
+    before = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    given = {name: value for name, value in environ.items() if name.startswith("MLFLOW_")}
+    try:
+        _replace({**PATIENCE, **STAY, **given})
+        yield MlflowClient(environ[URI])
+    finally:
+        _replace(before)
 
-    return MlflowClient(uri)
+
+def _replace(settings: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(settings)
+
+
+def apart(environ: Mapping[str, str], instead: str | None = None) -> Mapping[str, str]:
+    """The environment with user and password taken out of MLFLOW_TRACKING_URI, which MLflow prints at a run's end, and
+    put where its client looks for them too. A run that tracks to another address, `instead`, does not get them: they
+    are not for that server. What is no valid address of a server stays as it is.
+    """
+    uri = environ.get(URI, "")
+    if not _is_server(uri) or _fault(uri) or "@" not in (parts := urllib.parse.urlsplit(uri)).netloc:
+        return environ
+    clean = {**environ, URI: parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()}
+    if parts.username and parts.password and not instead:
+        given = (parts.username, parts.password)
+        clean |= dict(zip(ACCOUNT, map(urllib.parse.unquote, given), strict=True))
+    return clean
 
 
 def reach(environ: Mapping[str, str]) -> Problem | None:
-    """Ask the server in MLFLOW_TRACKING_URI for its experiments, as MLflow's client would (its REST API, 2.0), with the
-    credentials of the environment. Files and databases, and Databricks by profile, are not asked.
+    """Ask the server in MLFLOW_TRACKING_URI for an experiment, through MLflow's own client, so that an account which
+    it takes is taken here. Files and databases, and Databricks by profile, are not asked.
     """
-    import urllib.error
-    import urllib.parse
-    import urllib.request
-
-    uri = environ.get("MLFLOW_TRACKING_URI", "")
-    if not uri.startswith(("http://", "https://")):
+    uri = environ.get(URI, "")
+    if not _is_server(uri):
         return None
-    parts = urllib.parse.urlsplit(uri)
-    place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    request = urllib.request.Request(
-        f"{place.rstrip('/')}/api/2.0/mlflow/experiments/search",
-        data=json.dumps({"max_results": 1}).encode(),
-        headers={"Content-Type": "application/json", **_credentials(parts.username, parts.password, environ)},
-    )
+    if (fault := _fault(uri)) is not None:
+        hint = f"export {URI}=http://HOST:PORT, and {' and '.join(ACCOUNT)}"
+        return Problem(f"MLflow's address cannot be used: {fault}", urls.shown(uri), hint)
+    environ = {"MLFLOW_HTTP_REQUEST_TIMEOUT": SECONDS, **apart(environ), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS):
-            return None
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            hint = "export MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, and name them in secrets:"
-            return Problem(f"MLflow does not let this account in ({error.code} {error.reason})", place, hint)
-        return Problem(f"no MLflow server: {error.code} {error.reason}", place, "check tracking.mlflow.uri")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Problem(f"MLflow cannot be reached: {reason}", place, "check tracking.mlflow.uri and the network")
+        with _client(environ) as client:
+            client.search_experiments(max_results=1)
+    except (OSError, ValueError, ImportError, configparser.Error) as error:  # a certificate or an account in a file
+        return Problem(f"MLflow cannot be asked: {error}", environ[URI], "check MLflow's settings in your environment")
+    except _mlflow_error() as error:
+        return _refused(error, environ[URI])
+    return None
 
 
-def _credentials(user: str | None, password: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """Basic authentication, else a token (mlflow/utils/credentials.py, rest_utils.py)."""
-    user = environ.get("MLFLOW_TRACKING_USERNAME") or user
-    password = environ.get("MLFLOW_TRACKING_PASSWORD") or password
-    if user and password:
-        return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
-    token = environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+def _mlflow_error() -> type[Exception]:
+    from mlflow.exceptions import MlflowException
+
+    error: type[Exception] = MlflowException
+    return error
+
+
+def _refused(error: Exception, place: str) -> Problem:
+    """What MLflow's error says of the server. Texts as in mlflow/utils/rest_utils.py."""
+    text = str(error)
+    found = re.search(r"failed with error code (\d{3})", text)
+    status = int(found[1]) if found else error.get_http_status_code()  # type: ignore[attr-defined]
+    if status in (401, 403):
+        hint = f"export MLFLOW_TRACKING_TOKEN, or {' and '.join(ACCOUNT)}, and name them in secrets:"
+        return Problem(f"MLflow does not let this account in ({status})", place, hint)
+    if found and 300 <= status < 400:
+        what = f"MLflow's address sends on to another one ({status}), and credentials do not go there"
+        return Problem(what, place, f"set tracking.mlflow.uri to that one: curl -sI {place} shows it")
+    if found:
+        return Problem(f"no MLflow server: {status}", place, "check tracking.mlflow.uri")
+    if "not in a valid JSON format" in text:
+        what = "no MLflow server: it answers with a page, such as a login's, where MLflow sends JSON"
+        return Problem(what, place, "check tracking.mlflow.uri, and how to get past what stands before the server")
+    cause: BaseException = error
+    while (behind := cause.__cause__ or cause.__context__) is not None:
+        cause = behind
+    reason = urls.shown(str(cause).splitlines()[0] if str(cause) else type(cause).__name__)
+    return Problem(f"MLflow cannot be reached: {reason}", place, "check tracking.mlflow.uri and the network")
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _fault(uri: str) -> str | None:
+    """Why this is no address of a server. Nothing of it is in the answer, since a password may be."""
+    what = "it is no valid URL (a password with any of /?#[]@ in it must be percent-encoded)"
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return what
+    if not is_whole or "@" in parts.path + parts.query + parts.fragment or re.search(r"\s", uri):
+        return what
+    return "it has a query or a fragment" if parts.query or parts.fragment else None
