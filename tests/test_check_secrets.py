@@ -106,14 +106,19 @@ def test_every_command_refuses_before_it_writes(cpt: Callable[..., Outcome], wor
         entry["corpus"]["source"] = "https://h/corpus.jsonl?X-Amz-Signature=planted77"
         registry.write_text(json.dumps(entry))
     else:
+        (workspace / "deepspeed-configs").mkdir()
         shipped = json.loads((REPOSITORY / "deepspeed-configs" / "ds_z3_config.json").read_text())
-        (workspace / "mine.json").write_text(json.dumps({**shipped, "comet": {"api_key": "planted77"}}))
+        leaking = {**shipped, "comet": {"api_key": "planted77"}}
+        (workspace / "deepspeed-configs" / "mine.json").write_text(json.dumps(leaking))
         overrides = ["deepspeed=mine.json"]
     calls: list[list[str]] = [["run"], ["run", "--dry-run"], ["plan"], ["validate"], ["tokenize"]]
     calls += [["job", "--target", "anyscale", "--out", "out"]] + ([] if overrides else [["stage-data"]])
+    if kind in ("deepspeed", "registry"):
+        calls.append(["stage-data-all"])
     before = sorted(workspace.rglob("*"))
     for command, *options in calls:
-        done = cpt(command, "my.yaml", *overrides, *options)
+        arguments = [command, "my.yaml", *overrides, *options]
+        done = cpt(*(["stage-data", "--storage", "storage"] if command == "stage-data-all" else arguments))
         assert (done.code, "a file is no place for one" in done.err + done.out) == (2, True), (
             command,
             done.out,
@@ -121,3 +126,19 @@ def test_every_command_refuses_before_it_writes(cpt: Callable[..., Outcome], wor
         )
         assert "planted77" not in done.out + done.err
     assert sorted(workspace.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tracking: {mlflow: {uri: ['https://u:planted77@h']}}",
+        "env: {DB_PWD: 7777777}",
+        "model: [https://u:planted77@h]",
+    ],
+)
+def test_messages_about_something_else_do_not_show_it(cpt: Callable[..., Outcome], workspace: Path, line: str) -> None:
+    config = workspace / "my.yaml"
+    config.write_text(config.read_text().replace("model: some/model\n", "") + line + "\n")
+    done = cpt("validate", "my.yaml")
+    assert (done.code, "planted77" in done.out + done.err, "7777777" in done.out + done.err) == (2, False, False)
+    assert "must be text" in done.out + done.err

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cpt_launcher import disk, reader, terminal
+from cpt_launcher import disk, history, reader, terminal
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan, plan_run
 from cpt_launcher.results import Results
@@ -50,6 +50,7 @@ def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, mo
         ".cpt", "corpus.jsonl", "dataset_info.json", "ds_z3_config.json", "first",
     ]  # fmt: skip
     assert (record(workspace)["state"], record(workspace)["exit_code"]) == ("finished", 0)
+    assert history.load(Layout(storage, "first")).secrets == ("HF_TOKEN",)
 
 
 def test_a_run_uses_the_tokens_that_are_there_and_says_what_they_are(

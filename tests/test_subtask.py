@@ -14,7 +14,7 @@ TOKEN = "hf_averysecretvalue"
 
 
 def run(code: str, **more: object) -> dict[str, object]:
-    environ = {**os.environ, "HF_TOKEN": TOKEN}
+    environ = {**os.environ, "HF_TOKEN": TOKEN, "MINE": "not called like one"}
     return subtask.run((sys.executable, "-c", code), environ, "the work", "/some/where", "look", **more)  # type: ignore[arg-type]
 
 
@@ -30,6 +30,11 @@ def test_a_known_failure_is_explained_and_secrets_are_replaced() -> None:
     problem = failure.value.problems[0]
     assert problem.what == "the work failed: RuntimeError: <HF_TOKEN>"
     assert (problem.where, problem.hint) == ("/some/where", "look")
+
+
+def test_values_that_the_run_has_named_are_replaced_too() -> None:
+    with pytest.raises(TrainingError, match="the work failed: RuntimeError: <MINE>"):
+        run("import os; raise RuntimeError(os.environ['MINE'])", secrets=("MINE",))
 
 
 def test_without_an_exception_the_last_words_are_said_in_the_error_asked_for() -> None:

@@ -15,18 +15,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpt_launcher import urls
+
 
 @dataclass(frozen=True)
 class Problem:
     """One mistake: what is wrong, where it stands (`path`, or `path:line:column`), and what to do next.
 
-    `rule` is the stable id under which `cpt validate` reports it, see docs/rules.md.
+    `rule` is the stable id under which `cpt validate` reports it, see docs/rules.md. Where a text quotes a URL with a
+    password or a signature in it, it is quoted without.
     """
 
     what: str
     where: str = ""
     hint: str = ""
     rule: str = "wrong-value"
+
+    def __post_init__(self) -> None:
+        for name in ("what", "where", "hint"):
+            if any(urls.secrets(text := getattr(self, name))):
+                object.__setattr__(self, name, urls.shown(text))
 
 
 class CptError(Exception):

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def evaluate(
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
         say(f"evaluates {name}: {model}")
-        found = _evaluate({**arguments, "model_name_or_path": model}, environ, on_cpu=on_cpu)
+        found = _evaluate({**arguments, "model_name_or_path": model}, environ, run.secrets, on_cpu=on_cpu)
         losses.append(found["eval_loss"])
         blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
         tokens = blocks * int(str(train.get("cutoff_len", 2048)))
@@ -91,7 +91,9 @@ def evaluate(
     return result
 
 
-def _evaluate(arguments: Mapping[str, object], environ: Mapping[str, str], *, on_cpu: bool) -> dict[str, float]:
+def _evaluate(
+    arguments: Mapping[str, object], environ: Mapping[str, str], secrets: Sequence[str], *, on_cpu: bool
+) -> dict[str, float]:
     env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")}
     if on_cpu:
         env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -100,7 +102,8 @@ def _evaluate(arguments: Mapping[str, object], environ: Mapping[str, str], *, on
         recipe, results = Path(place, "eval.yaml"), Path(place, "output", "eval_results.json")
         disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(results.parent)}))
         argv = (sys.executable, "-m", "llamafactory.cli", "train", str(recipe))
-        subtask.run(argv, env, "the evaluation", where, "cpt validate --strict asks LLaMA-Factory's own parser")
+        hint = "cpt validate --strict asks LLaMA-Factory's own parser"
+        subtask.run(argv, env, "the evaluation", where, hint, secrets=secrets)
         return dict(json.loads(results.read_text(encoding="utf-8")))
 
 

@@ -107,7 +107,9 @@ def export(
     try:
         env = {**environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         argv, hint = (sys.executable, "-m", "cpt_launcher.exporting"), "is the checkpoint sound? cpt checkpoints looks"
-        seen = subtask.run(argv, env, "the export", str(chosen.path), hint, given=json.dumps(request))
+        seen = subtask.run(
+            argv, env, "the export", str(chosen.path), hint, given=json.dumps(request), secrets=run.secrets
+        )
         disk.write_text(part / "README.md", card(run, chosen, seen))
         disk.sync_tree(part)
         disk.rename(part, target)

@@ -30,6 +30,12 @@ class Run:
     def state(self) -> str:
         return str(self.record["state"])
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names that its config has under `secrets:`."""
+        names = self.record.get("secrets")
+        return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
 
 def runs(storage: Path) -> tuple[Run, ...]:
     """Every run on a storage, the newest first; folders that cannot be read as one are left out."""

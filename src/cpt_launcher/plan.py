@@ -293,4 +293,6 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
 
 
 def _masked(key: str, value: str) -> str:
-    return "(not shown)" if telling(key, value) else urls.shown(value)
+    if telling(key, value):
+        return "(not shown)"
+    return urls.shown(value) if any(urls.secrets(value)) else value

@@ -46,7 +46,7 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     disk.write_text(recipe, plan.train_yaml)
     try:
         hint = "cpt validate --data --strict"
-        made = subtask.run(argv, env, "tokenising", str(layout.storage), hint, error=DataError)
+        made = subtask.run(argv, env, "tokenising", str(layout.storage), hint, secrets=plan.secrets, error=DataError)
         disk.remove_tree(target)
         disk.rename(part, target)
     finally:

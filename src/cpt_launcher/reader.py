@@ -12,6 +12,7 @@ from pathlib import Path
 from cpt_launcher import assets, check_secrets, yamlfile
 from cpt_launcher.config import LAUNCHER_KEYS, OWNED, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.secrets import telling
 from cpt_launcher.values import Values
 from cpt_launcher.yamlfile import Document
 
@@ -193,7 +194,12 @@ class _Reader(Values):
         raw: dict[str, object] = self._take(values, "env", dict, {})
         for key, value in raw.items():
             if not isinstance(value, str):
-                self._add(f"env.{key} must be text", ("env", key), f'put it in quotes: {key}: "{value}"', "wrong-type")
+                self._add(
+                    f"env.{key} must be text",
+                    ("env", key),
+                    f'put it in quotes: {key}: "{"..." if telling(key, str(value)) else value}"',
+                    "wrong-type",
+                )
         return {key: str(value) for key, value in raw.items()}
 
     def _mlflow(self, values: Mapping[str, object]) -> Mlflow | None:

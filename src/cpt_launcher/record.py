@@ -44,7 +44,7 @@ class Record:
 
     `arguments` is the user's command line, `command` the training process's. `data` maps staged files to their sha256.
     `checkpoints`: `marked` where the workers mark complete ones, `copied` where Ray copies them its own way. `tokens`:
-    what came of the documents, where the workers counted.
+    what came of the documents, where the workers counted. `secrets`: names alone.
     """
 
     run: str
@@ -73,6 +73,7 @@ class Record:
     tokens_per_step: int = 0
     tokens: Mapping[str, object] | None = None
     mlflow_run: str | None = None
+    secrets: tuple[str, ...] = ()
     git: Mapping[str, object] | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     python: str = platform.python_version()
@@ -112,6 +113,7 @@ def start(
         gpus=gpu_names(),
         tokens_per_step=plan.tokens_per_step,
         mlflow_run=mlflow_run,
+        secrets=plan.secrets,
         git=git,
         data=data,
         versions=versions(),

@@ -17,20 +17,21 @@ LINES, WORDS = 2000, 40
 
 def run(
     argv: Sequence[str], env: Mapping[str, str], task: str, where: str, hint: str, *,
-    given: str = "", error: type[CptError] = TrainingError,
+    given: str = "", secrets: Sequence[str] = (), error: type[CptError] = TrainingError,
 ) -> dict[str, object]:  # fmt: skip
     """What the process says in a line of `RESULT` and JSON; empty if it says nothing of the kind.
 
     Args:
         task: `the export`, for messages; `where` is what it works on, `hint` is for a failure of an unknown kind.
         given: what it reads on stdin.
+        secrets: names of variables whose values are not to be shown, beside those that are called like a secret.
 
     Raises:
         InterruptedRunError: a signal came.
         CptError: it failed; of the kind `error`.
     """
     lines: collections.deque[str] = collections.deque(maxlen=LINES)
-    hidden = values((), env)
+    hidden = values(secrets, env)
 
     def keep(line: str) -> None:
         lines.append(redact(line, hidden))
