@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Literal
 
+from cpt_launcher import safe_open
 from cpt_launcher.errors import Problem, StorageError
 
 Outcome = Literal["created", "identical", "replaced", "removed"]
@@ -37,6 +39,26 @@ def require_storage(storage: Path) -> None:
         raise StorageError(Problem("the storage is not there", str(storage), hint))
     with storage_errors(storage), tempfile.TemporaryFile(dir=storage):
         pass
+
+
+def require_no_foreign_links(storage: Path, folder: Path) -> None:
+    """Check that no folder on the way from the storage to `folder` is a link that somebody else made: whoever may write
+    to the storage could have us write into our own home. The storage itself may be a link, and so may what we or root
+    linked.
+
+    Raises:
+        StorageError: there is one.
+    """
+    inside = folder.relative_to(storage).parts if folder.is_relative_to(storage) else ()
+    for number in range(1, len(inside) + 1):
+        path = storage.joinpath(*inside[:number])
+        if not path.is_symlink():
+            continue
+        whose = path.lstat().st_uid
+        if whose != 0 and not safe_open.is_ours(whose, path.parent):
+            what = f"it is a link to {path.readlink()} that {safe_open.user_name(whose)} made"
+            hint = f"is it meant? Then replace it by one of your own, else remove it: rm {path}"
+            raise StorageError(Problem(what, str(path), hint))
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -90,20 +112,22 @@ def copy_file(source: Path, target: Path) -> None:
     """A file as it is, with the folders it needs."""
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with source.open("rb") as given, safe_open.to_write(target, "r+b", -1) as file:
+            file.truncate(0)
+            shutil.copyfileobj(given, file)
 
 
 def sync_tree(folder: Path) -> None:
-    """Have the disk take every file below a folder, and let others read them."""
+    """Have the disk take every file below a folder, and let others read them; what links lead to is not touched."""
     with storage_errors(folder):
         for path in folder.rglob("*"):
-            if path.is_file():
-                handle = os.open(path, os.O_RDONLY)
+            if path.is_file() and not path.is_symlink():
+                handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 try:
                     os.fsync(handle)
+                    os.fchmod(handle, 0o666 & ~_umask())
                 finally:
                     os.close(handle)
-                path.chmod(0o666 & ~_umask())
 
 
 def rename(path: Path, target: Path) -> None:
@@ -151,31 +175,64 @@ def append_to(path: Path) -> IO[bytes]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab", buffering=0)
+        return safe_open.to_write(path, "ab")
 
 
 def touch(path: Path) -> None:
     """Give a file the present time."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        with safe_open.to_write(path, "ab") as file:
+            os.utime(file.fileno())
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock on a file (flock(2)); it ends with the process, however that ends. Without `wait`, False
     where another process holds it.
+
+    A lock that is waited for is shared by all who may write to the folder above its own: both take their mode from
+    there. Who holds it stands in it, and is logged where the waiting takes long.
     """
     with storage_errors(path):
+        if wait:
+            _share(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = safe_open.lock_file(path)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not safe_open.acquire(file, path, "", wait=wait):
             yield False
             return
-        yield True
+        if wait:
+            _let_in(file.fileno(), path.parent.stat(), 0o666)
+        safe_open.sign(file)
+        try:
+            yield True
+        finally:
+            safe_open.unsign(file)
+
+
+def _share(folder: Path) -> None:
+    """Have a folder let in whom the one above it lets in: its mode and group, whatever the umask."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    above = folder.parent.stat()
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    if folder.is_symlink():
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _let_in(handle, above, 0o7777)
+    finally:
+        os.close(handle)
+
+
+def _let_in(handle: int, above: os.stat_result, mask: int) -> None:
+    """Give an open file or folder the group and mode of the one above it; another user has done that for theirs."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(handle, -1, above.st_gid)
+    with contextlib.suppress(PermissionError):
+        os.fchmod(handle, stat.S_IMODE(above.st_mode) & mask)
 
 
 @dataclass(frozen=True)
@@ -204,10 +261,11 @@ class Part:
 @contextlib.contextmanager
 def part_of(target: Path, stamp: str | None) -> Iterator[Part]:
     """A file that takes the name of `target` when published. One that was left by an interrupted copy of the same
-    source (`stamp` says which version of it) is continued; without a stamp it starts over.
+    source (`stamp` says which version of it) is continued; without a stamp it starts over. While another process is
+    copying the same file, this one waits; where that takes long, it is logged.
 
     Raises:
-        StorageError: it cannot be written, or another process is copying the same file.
+        StorageError: it cannot be written, or it is another user's, or a link.
     """
     path = target.with_name(f".{target.name}{PART}")
     with storage_errors(target):
@@ -216,7 +274,7 @@ def part_of(target: Path, stamp: str | None) -> Iterator[Part]:
             raise IsADirectoryError(errno.EISDIR, "a folder of this name is in the way")
         with _locked(path) as file:
             note = _note_of(path)
-            if stamp is None or not note.is_file() or note.read_text(encoding="utf-8") != stamp:
+            if stamp is None or not note.is_file() or note.read_bytes() != stamp.encode():
                 file.truncate(0)
             write_text(note, stamp or "")
             yield Part(file, path, target, file.seek(0, os.SEEK_END), stamp)
@@ -225,11 +283,13 @@ def part_of(target: Path, stamp: str | None) -> Iterator[Part]:
 def _locked(path: Path) -> IO[bytes]:
     """The file at `path`, locked; if another process holds it, when that one is done with it."""
     while True:
-        file = path.open("a+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()  # it was renamed or removed while we waited
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(safe_open.part(path))
+            safe_open.acquire(file, path, "another copy of the same file")
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+                stack.pop_all()
+                return file
+        # it was renamed or removed while we waited
 
 
 def _note_of(part: Path) -> Path:
@@ -237,28 +297,35 @@ def _note_of(part: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder: parts that nobody holds and nobody can continue."""
+    """Remove what killed processes left in a folder: parts that nobody holds and nobody can continue. Links are none
+    of ours: they go themselves, and nothing that they lead to.
+    """
+    for path in (*folder.glob(f".*{PART}"), *folder.glob(f".*{PART}.note")):
+        with contextlib.suppress(OSError):
+            if path.is_symlink():
+                path.unlink()
     for path in folder.glob(f".*{PART}"):
         note = _note_of(path)
         if note.is_file() and note.stat().st_size:
             continue
-        with contextlib.suppress(OSError), path.open("a+b") as file:
+        with contextlib.suppress(OSError), safe_open.to_write(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
     for note in folder.glob(f".*{PART}.note"):
         if not note.with_suffix("").exists():
-            note.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                note.unlink(missing_ok=True)
     for temp in folder.glob(f".*{TEMP}"):  # lives for milliseconds, unless its process was killed
-        with contextlib.suppress(FileNotFoundError):
-            if temp.stat().st_mtime < time.time() - STALE_SECONDS:
+        with contextlib.suppress(OSError):
+            if temp.lstat().st_mtime < time.time() - STALE_SECONDS:
                 temp.unlink()
 
 
 def _publish(file: IO[bytes], part: Path, target: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
-    part.chmod(0o666 & ~_umask())  # other users' workers are to read it
+    os.fchmod(file.fileno(), 0o666 & ~_umask())  # other users' workers are to read it
     part.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -268,9 +335,15 @@ def _publish(file: IO[bytes], part: Path, target: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """As Linux tells it (proc_pid_status(5)): umask(2) asks only by changing it, for all threads."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    return _UMASK
+
+
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
 
 
 @contextlib.contextmanager

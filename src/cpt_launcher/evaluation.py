@@ -61,6 +61,7 @@ def evaluate(
     if not held_out:
         hint = "name one with --dataset, or set eval: in the config of the next run"
         raise ConfigError(Problem(f"the run {run.layout.run} held nothing out", str(run.layout.train_yaml), hint))
+    disk.require_no_foreign_links(run.layout.storage, run.layout.evaluation.parent)
     chosen = export.choose(run, checkpoint)
     if not gathered(chosen.path):
         hint = "cpt export puts its weights together; set stage3_gather_16bit_weights_on_model_save: true"

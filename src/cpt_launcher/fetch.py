@@ -29,6 +29,7 @@ def fetch_model(model: str, storage: Path, report: Callable[[str], None]) -> Pat
     if layout.fetched(model):
         report(f"identical {folder}")
         return folder
+    disk.require_no_foreign_links(storage, folder)
     revision = _download(model, folder)
     if found := model_files.check(folder):
         raise NotReadyError(*found)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpt_launcher import token_count
+from cpt_launcher import safe_open, token_count
 from cpt_launcher.after_import import AfterImport
 
 HOOK = "cpt_launcher.ray_worker.setup"
@@ -73,8 +73,9 @@ def mark(checkpoint: Path, facts: dict[str, object]) -> None:
     files.pop(MARKER, None)
     value = {**facts, "deepspeed_stage": _stage(checkpoint), "bytes": sum(files.values()), "files": files}
     part = checkpoint / f".{MARKER}"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
+    with safe_open.to_write(part, "r+b", -1) as file:
+        file.truncate(0)
+        file.write(json.dumps(value, indent=1).encode())
         file.flush()
         os.fsync(file.fileno())
     part.replace(checkpoint / MARKER)
@@ -96,9 +97,12 @@ def link(checkpoint: Path, trial: Path) -> None:
 
 
 def prune(output: Path, keep: int) -> None:
-    """Remove the oldest complete checkpoints beyond the newest `keep`; 0 keeps all."""
+    """Remove the oldest complete checkpoints beyond the newest `keep`; 0 keeps all. A link leads to what may be
+    another run's, and is left alone.
+    """
     if keep > 0:
-        for checkpoint in complete(output)[:-keep]:
+        own = [checkpoint for checkpoint in complete(output) if not checkpoint.is_symlink()]
+        for checkpoint in own[:-keep]:
             (checkpoint / MARKER).unlink()  # first, so that a removal cut short leaves no complete one
             shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -106,7 +110,7 @@ def prune(output: Path, keep: int) -> None:
 def complete(output: Path) -> list[Path]:
     """The checkpoint folders that carry the marker, oldest first."""
     found = [path.parent for path in output.glob(f"checkpoint-*/{MARKER}")]
-    return sorted((path for path in found if path.name[11:].isdigit()), key=lambda path: int(path.name[11:]))
+    return sorted((path for path in found if path.name[11:].isdecimal()), key=lambda path: int(path.name[11:]))
 
 
 def _stage(checkpoint: Path) -> int:

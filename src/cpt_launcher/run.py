@@ -72,6 +72,7 @@ def run(
     for warning in ready.warnings:
         show.step(f"warning: {warning}")
     stage_missing(plan, show)
+    disk.require_no_foreign_links(layout.storage, layout.run_lock.parent)
     with disk.lock(layout.run_lock, wait=False) as mine:
         if not mine:
             raise _going_on(layout, "")

@@ -85,6 +85,7 @@ def stage(
     if not options.force:
         registry.refuse_conflicts(layout, entries)
     for folder in {storage, layout.lock.parent, *(copy.target.parent for copy in wanted)}:
+        disk.require_no_foreign_links(storage, folder)
         disk.sweep(folder)
     stager = _Stager(layout, options, progress)
     gone = stager.no_longer_there(wanted)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cpt_launcher import safe_open
 from cpt_launcher.after_import import AfterImport
 
 FILE, PART = "CPT_TOKEN_COUNT", "CPT_TOKEN_PART"
@@ -52,8 +53,8 @@ def _count(module: Any) -> None:
             "part": os.environ.get(PART, "train"), "documents": len(examples["_prompt"]), "tokens_in": counting.tokens,
             "blocks": len(made["input_ids"]), "tokens": sum(map(len, made["input_ids"])), "end_of_text": end,
         }  # fmt: skip
-        with Path(os.environ[FILE]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with safe_open.to_write(Path(os.environ[FILE]), "ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
         return made
 
     kind.preprocess_dataset = preprocess_dataset
