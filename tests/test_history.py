@@ -88,6 +88,7 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
     assert [line.split()[:4] for line in table] == [
         ["RUN", "STATE", "STEP", "LOSS"],
         ["first", "running", "15/40", "4.5000"],
+        ["broken", "unreadable", "-", "-"],
     ]
     assert json.loads(cpt("status", "first", "--storage", layout.storage, "--json").out)["last_step"]["step"] == 15
 
@@ -136,3 +137,104 @@ def test_run_json_holds_what_it_takes_to_do_it_again(cpt: Cpt, workspace: Path, 
         json.loads(line) for line in (workspace / "storage" / "first" / "cpt" / "events.jsonl").read_text().splitlines()
     ]
     assert [(event["event"], event.get("step")) for event in events] == [("step", 1), ("step", 2), ("end", 2)]
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+BAD_RUNS: dict[str, Callable[[Path], object]] = {
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a list": lambda path: path.write_text('["running"]'),
+    "no state": lambda path: path.write_text('{"run": "first"}'),
+    "another state": lambda path: path.write_text('{"state": ["running"]}'),
+    "binary": lambda path: path.write_bytes(b"\x00\xff\xfe"),
+    "nothing": lambda path: path.touch(),
+    "dangling": lambda path: path.symlink_to("absent"),
+    "a pipe": _fifo,
+    "a folder": lambda path: path.mkdir(),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "no host": lambda path: path.write_text('{"state": "running", "pid": 1}'),
+    "no number": lambda path: path.write_text(f'{{"state": "running", "host": "{socket.gethostname()}", "pid": "x"}}'),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_RUNS)
+def test_one_bad_run_hides_no_other(cpt: Cpt, layout: Layout, kind: str) -> None:
+    write(layout)
+    bad = Layout(layout.storage, "bad")
+    (bad.run_dir / "cpt").mkdir(parents=True)
+    bad.train_log.touch()
+    BAD_RUNS[kind](bad.run_json)
+    table = cpt("runs", "--storage", layout.storage)
+    assert [line.split()[:2] for line in table.out.splitlines()[1:]] == [["first", "running"], ["bad", "unreadable"]]
+    listed = json.loads(cpt("runs", "--storage", layout.storage, "--json").out)
+    assert [run["state"] for run in listed] == ["running", "unreadable"]
+    for command in ("status", "checkpoints", "logs", "export", "eval"):
+        done = cpt(command, bad.run_dir, *(("--to", layout.storage / "out") if command == "export" else ()))
+        assert (done.code, done.out) == (4, "")
+        assert done.err.startswith("error: cannot read it: ")
+        assert f"mv {bad.run_json} {bad.run_json}.bad" in done.err
+
+
+BAD_EVENTS = [
+    '{"event": "step"}', '{"event": "step", "step": 3, "loss": null}', '{"event": "step", "step": 3, "loss": "x"}',
+    '{"event": "step", "step": "x", "loss": 1.0}', '{"event": "step", "step": [], "loss": 1.0}',
+    '{"event": "step", "step": -1, "loss": 1.0}', '{"event": "step", "step": NaN, "loss": 1.0}',
+    '{"event": "step", "step": 3, "loss": 1' + "0" * 400 + "}", '{"event": "eval", "step": 3}', '{"event": "eval"}',
+    '{"event": "checkpoint", "bytes": {}}', '{"event": ["step"]}', "[]", "null", "3", "[" * 100_000, "\x00\x1b[2J", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", BAD_EVENTS, ids=[line[:60] for line in BAD_EVENTS])
+def test_a_bad_event_is_passed_over(cpt: Cpt, layout: Layout, line: str) -> None:
+    write(layout)
+    layout.events.write_text(f"{json.dumps(step(10, 5.0))}\n{line}\n{json.dumps(step(20, 4.0))}\n")
+    assert "  loss         5.0000 -> 4.0000\n" in cpt("status", layout.run_dir).out
+    assert cpt("runs", "--storage", layout.storage).out.splitlines()[1].split()[:3] == ["first", "running", "20/40"]
+
+
+@pytest.mark.parametrize("wrong", ["x", None, [1], {"a": 1}, float("nan"), float("inf"), -1, 10**30])
+def test_figures_of_an_event_that_are_none_are_left_out(cpt: Cpt, layout: Layout, wrong: object) -> None:
+    names = ("total", "lr", "tokens_per_second", "tokens_per_second_per_worker", "seconds_left", "bytes", "time")
+    layout.events.write_text(
+        json.dumps({**step(10), **dict.fromkeys(names, wrong)})
+        + "\n"
+        + json.dumps({"event": "checkpoint", "step": 10, "bytes": wrong})
+        + "\n"
+    )
+    facts = ("workers", "restarts", "tokens", "output", "ended", "cause", "exit_code", "started", "checkpoints")
+    write(layout, **dict.fromkeys(facts, wrong))
+    for command in (("status", layout.run_dir), ("runs", "--storage", layout.storage), ("checkpoints", layout.run_dir)):
+        assert (done := cpt(*command)).code == 0, done.err
+
+
+def test_json_is_json_whatever_the_loss(cpt: Cpt, layout: Layout) -> None:
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    write(layout, cause="\x1b[2J")
+    layout.events.write_text(json.dumps(step(10, float("nan"))) + "\n")
+    save(layout.output, 10, loss=float("inf"))
+    status = json.loads(cpt("status", layout.run_dir, "--json").out, parse_constant=refuse)
+    assert (status["last_step"]["step"], status["last_step"]["loss"]) == (10, None)
+    (listed,) = json.loads(cpt("runs", "--storage", layout.storage, "--json").out, parse_constant=refuse)
+    assert listed["last_step"]["loss"] is None
+    (saved,) = json.loads(cpt("checkpoints", layout.run_dir, "--json").out, parse_constant=refuse)
+    assert (saved["step"], saved["loss"]) == (10, None)
+    assert "loss         nan -> nan" in cpt("status", layout.run_dir).out
+
+
+def test_control_characters_do_nothing(cpt: Cpt, layout: Layout) -> None:
+    write(layout, state="failed", cause="\x1b]0;title\x07\x1b[2J", host="h\x9bx\ny", user="\u202e")
+    layout.train_log.write_text("(\x1b[36mRayTrainWorker\x1b[0m) one\ttwo\n\x1b[8mhidden \x1b[1A\x1b[2K\n")
+    status = cpt("status", layout.run_dir).out
+    assert "  cause        \\x1b]0;title\\x07\\x1b[2J\n" in status
+    assert "on h\\x9bx y by \\u202e\n" in status
+    assert cpt("logs", layout.run_dir).out == "(RayTrainWorker) one\ttwo\nhidden \\x1b[1A\\x1b[2K\n"
+    assert "h\\x9bx y" in cpt("runs", "--storage", layout.storage).out
+    evil = Layout(layout.storage, "e\x1b[2J\n::error ::x")
+    (evil.run_dir / "cpt").mkdir(parents=True)
+    evil.run_json.write_text("{")
+    assert "\ne\\x1b[2J ::error ::x  unreadable" in cpt("runs", "--storage", layout.storage).out
+    assert all(line[:7] in ("error: ", "  where", "  next:") for line in cpt("status", evil.run_dir).err.splitlines())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cpt_launcher import plots
@@ -29,3 +30,15 @@ def test_in_the_terminal() -> None:
     assert "loss (nats per token)" in lines[-1]
     assert "held out" in "".join(lines)
     assert plots.text(run(1), 80) == ""
+
+
+def test_a_loss_that_is_no_number_is_not_drawn() -> None:
+    nan, inf = float("nan"), float("inf")
+    whole = run(30)
+    lost = replace(whole, evals=({"step": 0, "loss": nan},))
+    assert plots.text(lost, 80) != ""
+    assert plots.png(lost) is not None
+    for end in (nan, inf):
+        longer = replace(whole, steps=(*whole.steps, {"step": 155, "loss": end}), evals=())
+        assert plots.text(longer, 80) == plots.text(replace(whole, evals=()), 80)
+    assert plots.png(replace(whole, steps=({"step": 1, "loss": nan},))) is None

@@ -18,3 +18,16 @@ def test_read(tmp_path: Path) -> None:
         10, 3.5, 2.5, (layout.output / "checkpoint-20", layout.output / "checkpoint-100"), None
     )
     assert results.read(tmp_path) is None
+
+
+def test_rows_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    lines = (
+        '{"loss": 1.0}', '{"current_steps": "x", "loss": 1.0}', '{"current_steps": 3, "loss": "x"}', "[" * 100_000,
+        '{"current_steps": 4, "loss": null}', '{"current_steps": [], "eval_loss": 1.0}', "null", "\udcff",
+    )  # fmt: skip
+    good = ['{"current_steps": 1, "loss": 3.0}', '{"current_steps": 2, "loss": 2.0}']
+    text = "\n".join((good[0], *lines, good[1]))
+    (tmp_path / "trainer_log.jsonl").write_text(text, errors="surrogateescape")
+    found = results.read(tmp_path)
+    assert found is not None
+    assert (found.steps, found.first_loss, found.last_loss) == (2, 3.0, 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def validate(
         typer.echo(findings.as_json(report.findings, report.notes), nl=False)
     else:
         write = findings.as_github if output == "github" else findings.as_text
-        typer.echo(write(report.findings), nl=False)
+        terminal.answer(write(report.findings), nl=False)
         for note in report.notes:
             terminal.note(note)
     terminal.note(terminal.counted(report.files, report.findings))
@@ -261,7 +262,7 @@ def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
     except CptError as error:
         terminal.note(f"warning: a real run would stop here: {error}")
     plan = plans.plan_run(loaded, os.environ, name)
-    typer.echo(plans.describe(plan, os.environ), nl=False)
+    terminal.answer(plans.describe(plan, os.environ), nl=False)
     for name in plan.secrets:
         if not os.environ.get(name):
             terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")
@@ -284,6 +285,7 @@ def _refuse_empty(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in a message and the contract's exit code."""
+    logging.getLogger("cpt_launcher").addHandler(terminal.NOTES)
     try:
         _refuse_empty(sys.argv[1:] if argv is None else argv)
         app(args=argv)

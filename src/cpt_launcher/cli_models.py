@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +46,7 @@ def export(
     with launch.interruptible("nothing was exported"):
         made = exports.export(found, assets.from_user(str(to)), options, os.environ, terminal.note)
     if as_json:
-        typer.echo(json.dumps({**asdict(made), "target": str(made.target), "source": str(made.source)}, indent=1))
+        terminal.as_json({**asdict(made), "target": str(made.target), "source": str(made.source)})
     else:
         terminal.exported(made)
 
@@ -71,7 +70,7 @@ def evaluate(
     with launch.interruptible(""):
         result = evaluation.evaluate(found, dataset, checkpoint, os.environ, terminal.note)
     if as_json:
-        typer.echo(json.dumps(asdict(result), indent=1))
+        terminal.as_json(asdict(result))
     else:
         terminal.evaluated(result)
 

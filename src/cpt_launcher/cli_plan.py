@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -34,9 +33,9 @@ def plan(
     cards = [card for card in found.cards if gpu in (None, card.card)]
     if as_json:
         rows = [{**asdict(card), "mfu": card.mfu} for card in cards]
-        typer.echo(json.dumps({**asdict(found), "cards": rows}, indent=1))
+        terminal.as_json({**asdict(found), "cards": rows})
         return
-    typer.echo("\n".join(_text(planned.layout.run, planned.device.upper(), found)))
+    terminal.answer("\n".join(_text(planned.layout.run, planned.device.upper(), found)))
     terminal.table([HEAD, *(_row(card) for card in cards)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ def runs(storage: Storage = None, as_json: AsJson = False) -> None:
     """The runs on a storage, the newest first."""
     found = history.runs(history.choose_storage(storage, os.environ))
     if as_json:
-        typer.echo(json.dumps([_as_json(run) for run in found], indent=1))
+        terminal.as_json([_as_json(run) for run in found])
     else:
         terminal.runs(found)
 
@@ -32,7 +31,7 @@ def status(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
     """What a run is doing, or how it ended."""
     found = history.find(run, storage, os.environ)
     if as_json:
-        typer.echo(json.dumps(_as_json(found), indent=1))
+        terminal.as_json(_as_json(found))
     else:
         terminal.status(found)
 
@@ -50,9 +49,9 @@ def logs(
         raise ConfigError(Problem("the run has no log yet", str(log), "it is written once the training process starts"))
     if follow:
         for line in history.follow(found.layout, lines):
-            typer.echo(line)
+            terminal.answer(line)
     else:
-        typer.echo("\n".join(history.tail(log.read_text(encoding="utf-8", errors="replace"), lines)))
+        terminal.answer("\n".join(history.tail(_text(log), lines)))
 
 
 def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
@@ -69,7 +68,7 @@ def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> N
             {**asdict(item), "path": str(item.path), "complete": item.complete, "resumable": not item.resumable(count)}
             for item in items
         ]
-        typer.echo(json.dumps(rows, indent=1))
+        terminal.as_json(rows)
     else:
         terminal.checkpoints(items, count)
 
@@ -80,11 +79,19 @@ def doctor(storage: Storage = None, as_json: AsJson = False) -> None:
 
     items = examination.examine(os.environ, storage)
     if as_json:
-        typer.echo(json.dumps([asdict(item) for item in items], indent=1))
+        terminal.as_json([asdict(item) for item in items])
     else:
         terminal.examination(items)
     if lacking := [item for item in items if item.lacks]:
         raise NotReadyError(*(Problem(f"{item.name}: {item.lacks}", "this machine", item.hint) for item in lacking))
+
+
+def _text(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        hint = "you need to be let in to read it"
+        raise NotReadyError(Problem(f"cannot read it: {error.strerror}", str(log), hint)) from None
 
 
 def _as_json(run: history.Run) -> dict[str, object]:

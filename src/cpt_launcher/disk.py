@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import stat
@@ -17,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Literal
 
-from cpt_launcher import safe_open
+from cpt_launcher import jsontext, safe_open
 from cpt_launcher.errors import Problem, StorageError
 
 Outcome = Literal["created", "identical", "replaced", "removed"]
@@ -364,4 +363,4 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: object) -> Outcome:
     """Write a value as indented JSON; see `write_text`."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return write_text(path, jsontext.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from cpt_launcher.errors import Problem
+from cpt_launcher.escapes import flat
 
 Severity = Literal["error", "warning"]
 _PLACE = re.compile(r"(.*?):(\d+):(\d+)")
@@ -60,7 +61,7 @@ def exit_code(found: Sequence[Finding], *, warnings_as_errors: bool) -> int:
 
 def as_text(found: Sequence[Finding]) -> str:
     """`path:line:column: severity[rule]: message (hint)`, a line each."""
-    return "".join(f"{item.place}: {item.severity}[{item.rule}]: {_message(item)}\n" for item in found)
+    return "".join(flat(f"{item.place}: {item.severity}[{item.rule}]: {_message(item)}") + "\n" for item in found)
 
 
 def as_github(found: Sequence[Finding]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from cpt_launcher import assets, progress, reader, record
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.layout import Layout
+
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,18 @@ class Run:
 
 
 def runs(storage: Path) -> tuple[Run, ...]:
-    """Every run on a storage, the newest first; folders that cannot be read as one are left out."""
+    """Every run on a storage, the newest first; one that cannot be read is there by its name, and says why."""
     found = []
-    for path in storage.glob("*/cpt/run.json"):
-        try:
-            found.append(load(Layout(storage, path.parents[1].name)))
-        except NotReadyError:
+    for path in storage.glob("*/cpt"):
+        layout = Layout(storage, path.parent.name)
+        if not os.path.lexists(layout.run_json):
             continue
-    return tuple(sorted(found, key=lambda run: str(run.record.get("started")), reverse=True))
+        try:
+            found.append(load(layout))
+        except NotReadyError as error:
+            known = {"run": layout.run, "state": UNREADABLE, "cause": error.problems[0].what}
+            found.append(Run(layout, known, (), "", None))
+    return tuple(sorted(found, key=lambda run: str(run.record.get("started") or ""), reverse=True))
 
 
 def find(text: str, storage: Path | None, environ: Mapping[str, str]) -> Run:
@@ -55,14 +62,14 @@ def find(text: str, storage: Path | None, environ: Mapping[str, str]) -> Run:
         ConfigError: there is none.
     """
     path = Path(text)
-    if path.is_dir() and (path / "cpt" / "run.json").is_file():
+    if path.is_dir() and os.path.lexists(path / "cpt" / "run.json"):
         layout = Layout(path.absolute().parent, path.absolute().name)
     elif path.suffix in (".yaml", ".yml") and path.is_file():
         config = reader.read(path, [f"storage={storage}"] if storage else [])
         layout = Layout(config.storage, config.name)
     else:
         layout = Layout(choose_storage(storage, environ), text)
-    if not layout.run_json.is_file():
+    if not os.path.lexists(layout.run_json):
         names = ", ".join(run.layout.run for run in runs(layout.storage)[:10]) or "none"
         hint = f"runs there: {names}. RUN is a run's folder, its config, or its name with --storage DIR"
         raise ConfigError(Problem(f"there is no run {layout.run}", str(layout.storage), hint))
@@ -87,8 +94,19 @@ def load(layout: Layout) -> Run:
     """What is known of a run that has a run.json.
 
     Raises:
-        NotReadyError: run.json cannot be read.
+        NotReadyError: run.json or the events cannot be read.
     """
+    known = record.read(layout)
+    if known is None:
+        raise NotReadyError(Problem("there is no run.json", str(layout.run_json), "cpt runs shows the runs there are"))
+    try:
+        return _follow(layout, known)
+    except OSError as error:
+        hint = "you need to be let in to read it"
+        raise NotReadyError(Problem(f"cannot read it: {error.strerror}", str(layout.events), hint)) from None
+
+
+def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
     steps: list[progress.Event] = []
     evals: dict[int, progress.Event] = {}
     restarts: list[int] = []
@@ -112,17 +130,18 @@ def load(layout: Layout) -> Run:
             ended = ended or phase == "starting workers"
         elif kind == "checkpoint":
             saved = event
-    known = record.read(layout) or {}
     return Run(layout, known, tuple(steps), phase, saved, tuple(evals[at] for at in sorted(evals)), tuple(restarts))
 
 
 def events(layout: Layout) -> Iterator[progress.Event]:
-    """The events of a run, oldest first; lines that are none are passed over."""
+    """The events of a run, oldest first; lines that are none, and those that lack what they must have, are passed
+    over.
+    """
     if layout.events.is_file():
         with layout.events.open(encoding="utf-8", errors="replace") as file:
             for line in file:
-                if value := progress.parse(line):
-                    yield dict(value)
+                if value := progress.sound(progress.parse(line)):
+                    yield value
 
 
 def follow(layout: Layout, lines: int) -> Iterator[str]:

@@ -61,12 +61,9 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_NUMBER
 
 
-def dumps(value: object, indent: int | None = 1) -> str:
+def dumps(value: object, indent: int = 1, *, ensure_ascii: bool = True) -> str:
     """A value as JSON; what JSON has no number for (NaN, infinity) is null."""
-    try:
-        return json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
 
 
 def _finite(value: object) -> object:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
-from cpt_launcher import disk
+from cpt_launcher import disk, jsontext
 from cpt_launcher.errors import Problem, StorageError
 from cpt_launcher.layout import Layout
 
@@ -46,14 +47,27 @@ def read(layout: Layout) -> dict[str, Record]:
     Raises:
         StorageError: the manifest is there and cannot be read.
     """
-    if not layout.manifest.is_file():
-        return {}
+    place = str(layout.manifest)
     try:
-        files = json.loads(layout.manifest.read_text(encoding="utf-8"))["files"]
-        return {path: Record(**record) for path, record in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "move it aside; everything is then compared and recorded again"
-        raise StorageError(Problem(f"cannot read the manifest: {error}", str(layout.manifest), hint)) from None
+        whole: Any = jsontext.load(layout.manifest)
+        return {path: _record(record) for path, record in whole["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
+        hint = f"move it aside, and everything is compared and recorded again: mv {quote(place)} {quote(place)}.bad"
+        raise StorageError(Problem(f"cannot read the manifest: {why}", place, hint)) from None
+
+
+def _record(value: Any) -> Record:
+    record = Record(**value)
+    texts, counts = (record.source, record.sha256, record.staged), (record.bytes, record.mtime_ns, record.skipped)
+    maybe = (record.documents, record.text_bytes, record.tokens)
+    if not all(isinstance(text, str) for text in texts) or not all(
+        jsontext.is_count(count) for count in (*counts, record.empty, *(count for count in maybe if count is not None))
+    ):
+        raise ValueError(f"a record of {record.source!r:.60} holds what cannot be")
+    return record
 
 
 def add(layout: Layout, records: Mapping[str, Record], removed: Sequence[str] = ()) -> None:

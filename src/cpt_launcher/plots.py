@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,13 +18,14 @@ def png(run: Run) -> bytes | None:
     """
     from matplotlib.figure import Figure
 
-    if not run.steps:
+    steps, losses = _points(run.steps)
+    if not steps:
         return None
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*_points(run.steps), label="training", linewidth=1.2)
-    if run.evals:
-        axes.plot(*_points(run.evals), label="held out", marker="o", markersize=4, linewidth=1.2)
+    axes.plot(steps, losses, label="training", linewidth=1.2)
+    if (evals := _points(run.evals))[0]:
+        axes.plot(*evals, label="held out", marker="o", markersize=4, linewidth=1.2)
     for number, step in enumerate(run.restarts):
         axes.axvline(step, color="grey", linestyle=":", linewidth=1, label="restart" if number == 0 else None)
     axes.set_xlabel("step")
@@ -44,14 +46,15 @@ def text(run: Run, width: int, height: int = 15) -> str:
     """
     import plotext
 
-    if len(run.steps) < 2:
+    steps, losses = _points(run.steps)
+    if len(steps) < 2:
         return ""
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(width, height)
-    plotext.plot(*_points(run.steps), label="training")
-    if run.evals:
-        plotext.scatter(*_points(run.evals), label="held out", marker="o")
+    plotext.plot(steps, losses, label="training")
+    if (evals := _points(run.evals))[0]:
+        plotext.scatter(*evals, label="held out", marker="o")
     for step in run.restarts:
         plotext.vline(step)
     plotext.xlabel("step")
@@ -61,4 +64,7 @@ def text(run: Run, width: int, height: int = 15) -> str:
 
 
 def _points(events: tuple[dict[str, object], ...]) -> tuple[list[float], list[float]]:
-    return [float(str(event["step"])) for event in events], [float(str(event["loss"])) for event in events]
+    """Steps and losses; what is not finite cannot be drawn."""
+    losses = [(float(str(event["step"])), float(str(event["loss"]))) for event in events]
+    drawn = [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    return [step for step, _ in drawn], [loss for _, loss in drawn]

@@ -7,12 +7,13 @@ LogCallback).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from cpt_launcher import jsontext
 
 Event = dict[str, object]
 # A phase begins with the first line that matches; lines that match none leave it as it is.
@@ -96,10 +97,20 @@ class Progress:
 def parse(text: str) -> Mapping[str, object]:
     """A line of JSON; empty for the half-written last line of a killed run, and for anything else."""
     try:
-        value = json.loads(text)
+        value = jsontext.parse(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def sound(event: Mapping[str, object]) -> Event | None:
+    """An event from a file, without figures that are none; None where it lacks what its kind must have."""
+    kind = event.get("event")
+    if kind in ("step", "eval", "checkpoint") and not jsontext.is_count(event.get("step")):
+        return None
+    if kind in ("step", "eval") and not jsontext.is_number(event.get("loss")):
+        return None
+    return {key: value for key, value in event.items() if isinstance(value, str) or jsontext.is_number(value)}
 
 
 def describe(event: Mapping[str, object]) -> str:
@@ -122,7 +133,7 @@ def figures(event: Mapping[str, object]) -> str:
     if isinstance(lr := event.get("lr"), int | float):
         parts.append(f"lr {lr:.2e}")
     if isinstance(rate := event.get("tokens_per_second"), int | float):
-        parts.append(f"{rate:,.0f} tokens/s ({event['tokens_per_second_per_worker']:,.0f} per worker)")
+        parts.append(f"{rate:,.0f} tokens/s ({event.get('tokens_per_second_per_worker', rate):,.0f} per worker)")
     if isinstance(left := event.get("seconds_left"), int | float):
         parts.append(f"{duration(left)} left")
     return "  ".join(parts)
@@ -136,6 +147,8 @@ def held_out(loss: object) -> str:
 
 def duration(seconds: float) -> str:
     """`0:01:05`, or `2 d 3:04:05`."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = int(seconds)
     clock = f"{whole % 86400 // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
     return f"{whole // 86400} d {clock}" if whole >= 86400 else clock
@@ -143,7 +156,7 @@ def duration(seconds: float) -> str:
 
 def size(count: object) -> str:
     """`17.2 MB`, in powers of ten."""
-    value = float(count) if isinstance(count, int | float) else 0.0
+    value = float(count) if isinstance(count, int | float) and jsontext.is_number(count) else 0.0
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

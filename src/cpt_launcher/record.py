@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import socket
@@ -14,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from shlex import quote
+from typing import Literal, get_args
 
+from cpt_launcher import jsontext
 from cpt_launcher.disk import write_json
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.layout import Layout
@@ -36,6 +37,14 @@ PACKAGES = (
 )
 # Clocks of two machines, and the storage between them, may be this far apart.
 SILENT_SECONDS = 120.0
+# What a run.json must hold where it holds it at all.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("host", "pid_started", "user", "started", "checkpoints", "device"), (str, type(None))),
+    **dict.fromkeys(("ended", "cause", "output", "mlflow_run"), (str, type(None))),
+    **dict.fromkeys(("tokens", "data", "versions"), (dict, type(None))),
+    **dict.fromkeys(("restarts", "gpus"), (list, type(None))),
+}
+_TOKENS = ("documents", "tokens_in", "tokens", "blocks", "lost")
 
 
 @dataclass(frozen=True)
@@ -147,16 +156,39 @@ def read(layout: Layout) -> dict[str, object] | None:
     Raises:
         NotReadyError: run.json cannot be read.
     """
-    if not layout.run_json.is_file():
+    if not os.path.lexists(layout.run_json):
         return None
     try:
-        known = json.loads(layout.run_json.read_text(encoding="utf-8"))
+        known = _sound(jsontext.load(layout.run_json))
         if known["state"] == "running" and not _alive(known, layout):
             known["state"] = "lost"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "move it aside if the run is not going on"
-        raise NotReadyError(Problem(f"cannot read it: {error}", str(layout.run_json), hint)) from None
-    return dict(known)
+    except (OSError, ValueError) as error:
+        why = (error.strerror or error) if isinstance(error, OSError) else error
+        place = quote(str(layout.run_json))
+        hint = f"move it aside if the run is not going on: mv {place} {place}.bad"
+        raise NotReadyError(Problem(f"cannot read it: {why}", str(layout.run_json), hint)) from None
+    return known
+
+
+def _sound(known: object) -> dict[str, object]:
+    """What a run.json holds, without what is of another kind than a record's.
+
+    Raises:
+        ValueError: it is no record, or of a run that is going on and does not say where.
+    """
+    if not isinstance(known, dict) or known.get("state") not in get_args(State):
+        raise ValueError("it is no record of a run")
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(known.get(key), kind)]
+    wrong += [key for key in ("workers", "pid") if not jsontext.is_count(known.get(key, 0))]
+    tokens = known.get("tokens")
+    if isinstance(tokens, dict) and not (
+        "end_of_text" in tokens and all(jsontext.is_count(tokens.get(key)) for key in _TOKENS)
+    ):
+        wrong.append("tokens")
+    known = {key: value for key, value in known.items() if key not in wrong}
+    if known["state"] == "running" and not {"host", "pid"} <= set(known):
+        raise ValueError("it does not say where the run is going on")
+    return known
 
 
 def _alive(known: Mapping[str, object], layout: Layout) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import checkpoints
+from cpt_launcher import checkpoints, jsontext
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,13 @@ def trained_since(output: Path, moment: float) -> bool:
 
 def _log(output: Path) -> list[dict[str, float]]:
     path = output / "trainer_log.jsonl"
-    points = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                points.append(json.loads(line))
-            except ValueError:  # the last line of a killed run may be half-written
-                continue
-    return [point for point in points if isinstance(point, dict)]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    rows = []
+    for line in lines:
+        try:
+            row = jsontext.parse(line)
+        except ValueError:  # the last line of a killed run may be half-written
+            continue
+        if isinstance(row, dict) and jsontext.is_count(row.get("current_steps")):
+            rows.append({key: value for key, value in row.items() if jsontext.is_number(value)})
+    return rows

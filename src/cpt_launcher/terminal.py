@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from cpt_launcher import plots, progress, token_count
+from cpt_launcher import escapes, jsontext, plots, progress, token_count
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError
+from cpt_launcher.history import UNREADABLE
 from cpt_launcher.plan import Plan
 from cpt_launcher.records import estimated_tokens
 from cpt_launcher.stage import Progress, Staged
@@ -49,7 +51,7 @@ def report(plan: Plan, results: Results | None) -> None:
             f"  checkpoints  {saved} (in the same folder)",
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
         ]
-    typer.echo("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+    answer("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
 
 
 def _held_out(results: Results) -> list[str]:
@@ -66,7 +68,7 @@ def exported(made: Exported) -> None:
         compared = f"{made.seen['compared']} tensors are the checkpoint's"
         lines.append(f"  checked      loads; {compared}; {made.seen['parameters']:,} parameters, {made.seen['dtype']}")
         lines.append(f"  generates    {made.seen['generated']!r}")
-    typer.echo("\n".join([*lines, f"  model card   {made.target}/README.md"]))
+    answer("\n".join([*lines, f"  model card   {made.target}/README.md"]))
 
 
 def evaluated(result: Evaluation) -> None:
@@ -74,7 +76,7 @@ def evaluated(result: Evaluation) -> None:
     rows = (("base model", result.base_loss), (f"step {result.step}", result.loss))
     lines = [f"  {name:12} {progress.held_out(loss)}" for name, loss in rows]
     verdict = "The training helped" if result.helped else "The training did not help"
-    typer.echo("\n".join([f"{verdict}, on {result.tokens:,} held-out tokens ({result.data}):", *lines]))
+    answer("\n".join([f"{verdict}, on {result.tokens:,} held-out tokens ({result.data}):", *lines]))
 
 
 def runs(found: Sequence[Run]) -> None:
@@ -84,8 +86,8 @@ def runs(found: Sequence[Run]) -> None:
         last = run.steps[-1] if run.steps else {}
         step = f"{last['step']}/{last.get('total') or '?'}" if last else "-"
         loss = f"{last['loss']:.4f}" if last else "-"
-        facts = (str(run.record.get("started")), str(run.record.get("host")))
-        rows.append((run.layout.run, run.state, step, loss, *facts))
+        started = run.record.get("started") or (run.record.get("cause") if run.state == UNREADABLE else None)
+        rows.append((run.layout.run, run.state, step, loss, str(started or "-"), str(run.record.get("host") or "-")))
     table(rows)
 
 
@@ -118,9 +120,9 @@ def status(run: Run) -> None:
         lines.append(f"  tokens       {token_count.describe(counted)}")
     for event in [*run.evals[:1], *run.evals[1:][-1:]]:
         lines.append(f"  held out     step {event['step']}: {progress.held_out(event['loss'])}")
-    typer.echo("\n".join([*lines, f"  folder       {run.layout.run_dir}"]))
+    answer("\n".join(map(escapes.flat, [*lines, f"  folder       {run.layout.run_dir}"])))
     if sys.stdout.isatty():
-        typer.echo(plots.text(run, min(shutil.get_terminal_size().columns, 100)))
+        answer(plots.text(run, min(shutil.get_terminal_size().columns, 100)))
 
 
 def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
@@ -140,15 +142,16 @@ def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
 def examination(items: Sequence[Item]) -> None:
     """What a machine has and lacks."""
     for item in items:
-        typer.echo(f"{'LACKS' if item.lacks else 'ok':6} {item.name:12} {item.has}")
+        answer(f"{'LACKS' if item.lacks else 'ok':6} {item.name:12} {item.has}")
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as what is in them, the last one as it is."""
+    rows = [[escapes.flat(cell) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row[:-1], widths, strict=True)]
-        typer.echo("  ".join([*cells, row[-1]]))
+        answer("  ".join([*cells, row[-1]]))
 
 
 def staged(item: Staged) -> None:
@@ -170,6 +173,7 @@ def bar() -> Iterator[Progress]:
         yield lambda *_: None
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
@@ -179,7 +183,7 @@ def bar() -> Iterator[Progress]:
 
         def show(copy: Copy, done: int, total: int | None) -> None:
             if copy.target not in tasks:
-                tasks[copy.target] = bar.add_task(copy.target.name, total=total)
+                tasks[copy.target] = bar.add_task(escape(escapes.flat(copy.target.name)), total=total)
             bar.update(tasks[copy.target], completed=done)
 
         yield show
@@ -192,22 +196,42 @@ def counted(files: int, found: list[Finding]) -> str:
     return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in counts)
 
 
+def answer(text: str, *, nl: bool = True) -> None:
+    """What was asked for, on stdout; control characters in it do nothing."""
+    typer.echo(escapes.shown(text), nl=nl)
+
+
+def as_json(value: object) -> None:
+    """What was asked for, as one JSON document."""
+    typer.echo(jsontext.dumps(value))
+
+
 def note(text: str) -> None:
-    """A step or a warning of our own."""
-    typer.echo(f"cpt: {text}", err=True)
+    """A step or a warning of our own, in one line."""
+    typer.echo(f"cpt: {escapes.flat(text)}", err=True)
 
 
 def say(line: str) -> None:
     """A line of the training process."""
-    typer.echo(line, err=True)
+    typer.echo(escapes.flat(line, colours=True), err=True)
+
+
+class Notes(logging.Handler):
+    """Says what modules that do not print have to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+NOTES = Notes()
 
 
 def fail(error: CptError) -> NoReturn:
     """Every problem of an error with its place and what to do next, and the exit code of the contract."""
     for problem in error.problems:
-        typer.echo(f"error: {problem.what}", err=True)
+        typer.echo(f"error: {escapes.flat(problem.what)}", err=True)
         if problem.where:
-            typer.echo(f"  where: {problem.where}", err=True)
+            typer.echo(f"  where: {escapes.flat(problem.where)}", err=True)
         if problem.hint:
-            typer.echo(f"  next:  {problem.hint}", err=True)
+            typer.echo(f"  next:  {escapes.flat(problem.hint)}", err=True)
     sys.exit(error.exit_code)
