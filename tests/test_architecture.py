@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"dataset", "disk", "errors", "layout"},
     "tokenizing": {"subtask", "token_count"},
     "transfer": {"corpus", "dataset", "disk", "errors", "records", "source"},
-    "checkpoints": {"disk", "errors", "ray_worker"},
+    "checkpoints": {"disk", "errors", "jsontext", "ray_worker", "safe_open"},
     "hook": {"ray_worker"},
     "stage": {"corpus", "dataset", "disk", "errors", "layout", "manifest", "registry", "source", "transfer", "urls"},
     "tokenized": {"dataset", "layout", "manifest", "schema"},
@@ -104,10 +104,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tracker", "urls",
     },
     "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
-    "evaluation": {"disk", "errors", "export", "exporting", "history", "plan", "subtask"},
+    "evaluation": {"checkpoints", "disk", "errors", "export", "exporting", "history", "plan", "subtask"},
     "run": {
-        "attempt", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout", "manifest",
-        "plan", "preflight", "record", "results", "secrets", "stage", "tracker",
+        "attempt", "checkpoints", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout",
+        "manifest", "plan", "preflight", "record", "results", "secrets", "stage", "tracker",
     },
     "terminal": {
         "checkpoints", "dataset", "doctor", "errors", "escapes", "evaluation", "export", "findings", "history",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
 import pytest
 
 from cpt_launcher import checkpoints, ray_worker
-from cpt_launcher.errors import ConfigError
+from cpt_launcher.errors import ConfigError, NotReadyError
 
 FILES = {
     "model.safetensors": 300,
@@ -134,3 +135,95 @@ def test_links_are_relative_numbered_and_go_with_what_they_point_to(tmp_path: Pa
     ray_worker.link(save(tmp_path / "moved" / "output", 3), trial)
     assert not first.parent.exists()
     assert second.exists()
+
+
+BAD_MARKERS: dict[str, str | bytes] = {
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "binary": b"\x00\xff",
+    "above": json.dumps({"files": {"../../../etc/passwd": 1}}),
+    "absolute": json.dumps({"files": {"/etc/passwd": 1}}),
+    "NUL": json.dumps({"files": {"a\0b": 1}}),
+    "no name": json.dumps({"files": {"": 1}}),
+    "size is text": json.dumps({"files": {"model.safetensors": "300"}}),
+    "size is a list": json.dumps({"files": {"model.safetensors": [300]}}),
+    "files are a list": json.dumps({"files": ["model.safetensors"]}),
+    "no files": json.dumps({"files": {}}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MARKERS)
+def test_a_bad_marker_makes_a_damaged_checkpoint(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, 5)
+    text = BAD_MARKERS[kind]
+    marker = save(tmp_path, 6) / "cpt-complete.json"
+    marker.write_bytes(text if isinstance(text, bytes) else text.encode())
+    five, six = checkpoints.find(tmp_path, marked=True)
+    assert (five.complete, six.complete) == (True, False)
+
+
+def test_a_marker_tells_nothing_of_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("12345")
+    marker = save(tmp_path / "output", 6) / "cpt-complete.json"
+    marker.write_text(json.dumps({"files": {"../../secret": 1}}))
+    assert checkpoints.find(tmp_path / "output")[0].missing == "secret is missing"
+
+
+@pytest.mark.parametrize("facts", [{"step": "x"}, {"loss": "x"}, {"loss": 10**400}, {"workers": []}, {"step": -1}])
+def test_facts_of_a_marker_that_are_none_are_left_out(tmp_path: Path, facts: dict[str, object]) -> None:
+    marker = save(tmp_path, 6) / "cpt-complete.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), **facts}))
+    (found,) = checkpoints.find(tmp_path, marked=True)
+    (name,) = facts
+    assert (found.complete, getattr(found, name)) == (True, 6 if name == "step" else None)
+
+
+def test_names_that_are_no_numbers_are_no_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 6).rename(tmp_path / "checkpoint-²")
+    assert checkpoints.find(tmp_path) == ()
+    assert ray_worker.complete(tmp_path) == []
+
+
+def test_retention_leaves_links_and_what_they_lead_to(tmp_path: Path) -> None:
+    theirs = save(tmp_path / "theirs", 1)
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "checkpoint-1").symlink_to(theirs)
+    for step in (2, 3):
+        save(tmp_path / "output", step)
+    ray_worker.prune(tmp_path / "output", 1)
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    assert checkpoints.find(tmp_path / "theirs", marked=True)[0].complete
+
+
+def test_a_marker_is_not_written_through_a_link(tmp_path: Path) -> None:
+    folder, precious = save(tmp_path, 1, marked=False), tmp_path / "precious"
+    precious.write_text("x")
+    (folder / ".cpt-complete.json").symlink_to(precious)
+    with pytest.raises(OSError, match="a link is in the way"):
+        ray_worker.mark(folder, {})
+    assert precious.read_text() == "x"
+
+
+OTHER = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_whose_a_checkpoint_is(tmp_path: Path) -> None:
+    first, second = save(tmp_path, 1), save(tmp_path, 2)
+    checkpoints.require_resuming_ours(tmp_path, ())
+    checkpoints.require_resuming_ours(tmp_path / "absent", ())
+    planted = second / "global_step2" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    os.chown(planted, OTHER, OTHER)
+    for check in (checkpoints.require_resuming_ours, checkpoints.require_ours):
+        folder = tmp_path if check is checkpoints.require_resuming_ours else second
+        with pytest.raises(NotReadyError, match="it is nobody's") as caught:
+            check(folder, ("somebody",))
+        assert (caught.value.exit_code, caught.value.problems[0].where) == (4, str(planted))
+        assert caught.value.problems[0].hint.endswith("--trust-owner nobody")
+        check(folder, ("nobody",))
+        check(folder, (str(OTHER),))
+    checkpoints.require_ours(first, ())
+    checkpoints.require_ours(tmp_path, ())  # a final model's folder: the checkpoints in it are not loaded
+    os.chown(tmp_path / "checkpoint-2", OTHER, OTHER)
+    (second / "cpt-complete.json").unlink()
+    checkpoints.require_resuming_ours(tmp_path, ())  # not complete, so not resumed from

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cpt_launcher import export, history
-from cpt_launcher.errors import ConfigError, NotReadyError, StorageError
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError, TrainingError
 from cpt_launcher.layout import Layout
 
 from .conftest import Outcome
@@ -112,3 +113,23 @@ def test_a_run_that_held_nothing_out(cpt: Cpt, layout: Layout) -> None:
 def test_no_database_no_page(cpt: Cpt, tmp_path: Path) -> None:
     done = cpt("ui", "--storage", tmp_path)
     assert (done.code, "there is no MLflow database" in done.err) == (2, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize("planted", ["output/checkpoint-30", "cpt/train.yaml"])
+def test_what_another_user_wrote_is_loaded_only_if_asked_for(
+    cpt: Cpt, layout: Layout, tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise TrainingError(Problem("it was loaded"))
+
+    monkeypatch.setattr("cpt_launcher.subtask.run", load)
+    (layout.output / "checkpoint-30" / "model.safetensors").touch()
+    write(layout, state="failed")
+    os.chown(layout.run_dir / planted, 65534, 65534)
+    for command in (("export", layout.run_dir, "--to", tmp_path / "out"), ("eval", layout.run_dir, "--dataset", "x")):
+        done = cpt(*command)
+        assert (done.code, "error: it is nobody's" in done.err) == (4, True)
+        assert "--trust-owner nobody" in done.err
+        assert "it was loaded" in cpt(*command, "--trust-owner", "nobody").err
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """`cpt run` with the stand-in for llamafactory-cli."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -164,6 +165,22 @@ def test_a_half_written_checkpoint_is_set_aside(cpt: Cpt, workspace: Path, stand
     assert f"resumes from {output}/checkpoint-10\n" in done.err
     left = {path.name.partition(".")[0] + "." * ("." in path.name) for path in output.glob("checkpoint-*0*")}
     assert left == {"checkpoint-10", "checkpoint-20.", "checkpoint-30."}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_another_users_checkpoint_is_resumed_from_only_if_asked_for(
+    cpt: Cpt, workspace: Path, stand_in: Called
+) -> None:
+    checkpoint = workspace / "storage" / "first" / "output" / "checkpoint-10"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 10}')
+    (checkpoint / "optimizer.pt").touch()
+    os.chown(checkpoint / "optimizer.pt", 65534, 65534)
+    done = cpt("run", "my.yaml")
+    assert (done.code, "--trust-owner nobody" in done.err) == (4, True)
+    assert not (workspace / "storage" / "first" / "cpt" / "run.json").exists()
+    done = cpt("run", "my.yaml", "--trust-owner", "nobody")
+    assert (done.code, f"resumes from {checkpoint}\n" in done.err) == (0, True)
 
 
 def test_a_run_that_is_going_on_is_refused(

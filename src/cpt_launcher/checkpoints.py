@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import contextlib
+import os
+import stat
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from cpt_launcher import disk
-from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher import disk, jsontext, safe_open
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.ray_worker import MARKER
 
 
@@ -51,10 +53,10 @@ def find(output: Path, run_dir: Path | None = None, *, marked: bool = False) -> 
     Args:
         marked: the run writes markers, so a checkpoint without one was not written to its end.
     """
-    found = [_read(path, marked=marked) for path in output.glob("checkpoint-*") if path.name[11:].isdigit()]
+    found = [read(path, marked=marked) for path in output.glob("checkpoint-*") if _step(path.name) is not None]
     if run_dir is not None:
         copies = (path for path in run_dir.glob("TorchTrainer_*/checkpoint_*/checkpoint") if not path.is_symlink())
-        found += [_read(path, copied=True) for path in copies if path.is_dir()]
+        found += [read(path, copied=True) for path in copies if path.is_dir()]
     return tuple(sorted(found, key=lambda item: (item.step, not item.copied)))
 
 
@@ -89,61 +91,123 @@ def clear(broken: Sequence[Checkpoint], *, remove: bool) -> list[str]:
     return said
 
 
-def _read(path: Path, *, marked: bool = False, copied: bool = False) -> Checkpoint:
-    facts = _json(path / MARKER)
-    state = _json(path / "trainer_state.json")
-    files = facts.get("files")
-    if isinstance(files, dict):
-        missing = next((why for name, size in files.items() if (why := _differs(path / name, size))), "")
+def markers(output: Path) -> dict[Path, tuple[int, int]]:
+    """The checkpoint folders that carry a marker, and what changes when it is written anew."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(output):  # noqa: PTH208 - names alone: a look every two seconds, over days
+            if _step(name) is not None:
+                with contextlib.suppress(OSError):
+                    marker = (output / name / MARKER).stat()
+                    found[output / name] = (marker.st_ino, marker.st_mtime_ns)
+    return found
+
+
+def require_ours(folder: Path, trusted: Collection[str]) -> None:
+    """Check that a checkpoint is this user's own, or root's, or that of somebody who is trusted (by name or number):
+    DeepSpeed and PyTorch read checkpoints by running what is in them. Also for the file that says how to load it.
+
+    Raises:
+        NotReadyError: it is somebody else's.
+    """
+    inside = (path for path in folder.rglob("*") if _step(path.relative_to(folder).parts[0]) is None)
+    ours = {0, os.geteuid()}
+    for path in (folder, *inside):
+        try:
+            owner = path.lstat().st_uid
+        except OSError:  # gone meanwhile
+            continue
+        name = safe_open.user_name(owner)
+        if owner in ours or name in trusted or str(owner) in trusted:
+            continue
+        if not safe_open.is_ours(owner, path.parent):
+            what = f"it is {name}'s, and loading the checkpoint could run what {name} put there"
+            hint = f"if that is meant, and you trust {name}: --trust-owner {name}"
+            raise NotReadyError(Problem(what, str(path), hint))
+        ours.add(owner)
+
+
+def require_resuming_ours(output: Path | None, trusted: Collection[str]) -> None:
+    """The same of the checkpoint that a run would resume from, if there is one.
+
+    Raises:
+        NotReadyError: it is somebody else's.
+    """
+    complete = [] if output is None else [item for item in find(output, marked=bool(markers(output))) if item.complete]
+    if complete:
+        require_ours(complete[-1].path, trusted)
+
+
+def read(path: Path, *, marked: bool = False, copied: bool = False) -> Checkpoint:
+    """One checkpoint folder; see `find`."""
+    facts, state = jsontext.mapping(path / MARKER), jsontext.mapping(path / "trainer_state.json")
+    sizes = _sizes(path)
+    if "files" in facts:
+        missing = _damage(facts["files"], sizes)
         step, loss, workers = facts.get("step"), facts.get("loss"), facts.get("workers")
     else:
         history = state.get("log_history")
         rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
-        step, workers = state.get("global_step"), len(list(path.glob("rng_state*.pth"))) or None
+        step, workers = state.get("global_step"), len(_named(sizes, "rng_state*.pth")) or None
         loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
-        missing = f"{MARKER} is missing" if marked else _unfinished(path, state)
-    shards = list(path.glob("global_step*/*_optim_states.pt"))
+        missing = f"{MARKER} is missing" if marked else _unfinished(sizes, state)
+    shards = _named(sizes, "global_step*/*_optim_states.pt")
+    parameters = _named(sizes, "global_step*/zero_pp_rank_*_model_states.pt")
     return Checkpoint(
         path=path,
-        step=step if isinstance(step, int) else int(path.name[11:] or 0) if path.name[11:].isdigit() else 0,
-        loss=loss if isinstance(loss, int | float) else None,
-        size=sum(_size(file) for file in path.rglob("*")),
+        step=step if isinstance(step, int) and jsontext.is_count(step) else _step(path.name) or 0,
+        loss=loss if isinstance(loss, int | float) and jsontext.is_number(loss) else None,
+        size=sum(sizes.values()),
         missing=missing,
-        workers=workers if isinstance(workers, int) else None,
-        stage=3 if any(path.glob("global_step*/zero_pp_rank_*_model_states.pt")) else 2 if shards else 0,
-        has_optimizer=bool(shards) or (path / "optimizer.pt").is_file(),
+        workers=workers if isinstance(workers, int) and jsontext.is_count(workers) else None,
+        stage=3 if parameters else 2 if shards else 0,
+        has_optimizer=bool(shards) or "optimizer.pt" in sizes,
         copied=copied,
     )
 
 
-def _unfinished(path: Path, state: dict[str, object]) -> str:
+def _step(name: str) -> int | None:
+    """The number in `checkpoint-NUMBER`; None for other names."""
+    start, _, number = name.partition("-")
+    return int(number) if start == "checkpoint" and number.isdecimal() else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The files of a folder with their sizes in bytes, each looked at once."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                have = path.stat()
+                if stat.S_ISREG(have.st_mode):
+                    found[path.relative_to(folder).as_posix()] = have.st_size
+    return found
+
+
+def _named(sizes: Mapping[str, int], pattern: str) -> list[str]:
+    depth = pattern.count("/")
+    return [name for name in sizes if name.count("/") == depth and PurePosixPath(name).match(pattern)]
+
+
+def _damage(files: object, sizes: Mapping[str, int]) -> str:
+    """What of a marker's files is not as it says. Only files of the folder count, whatever a marker names."""
+    if not isinstance(files, dict) or not files:
+        return f"{MARKER} names no files"
+    for name, size in files.items():
+        have = sizes.get(name)
+        if have is None:
+            return f"{PurePosixPath(name).name} is missing"
+        if have != size:
+            return f"{PurePosixPath(name).name} has {have:,} bytes of {f'{size:,}' if jsontext.is_count(size) else '?'}"
+    return ""
+
+
+def _unfinished(sizes: Mapping[str, int], state: Mapping[str, object]) -> str:
     """Without a marker: rank 0 writes trainer_state.json last (transformers 4.52, Trainer._save_checkpoint), after its
     shards and its random state; every rank has one of each.
     """
     if not state:
         return "trainer_state.json is missing or cut short"
-    ranks, states = len(list(path.glob("global_step*/*_optim_states.pt"))), len(list(path.glob("rng_state*.pth")))
+    ranks, states = len(_named(sizes, "global_step*/*_optim_states.pt")), len(_named(sizes, "rng_state*.pth"))
     return f"{states} random states of {ranks} ranks" if ranks and states not in (0, ranks) else ""
-
-
-def _differs(path: Path, size: object) -> str:
-    try:
-        have = path.stat().st_size
-    except OSError:
-        return f"{path.name} is missing"
-    return "" if have == size else f"{path.name} has {have:,} bytes of {size:,}"
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except OSError:
-        return 0
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -56,6 +56,7 @@ def run(
     skip: Annotated[
         list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
     ] = None,
+    trust: cli_models.TrustOwner = None,
 ) -> None:
     """Stage what is missing, train, and say where everything is."""
     loaded = reader.read(config, overrides or [])
@@ -63,7 +64,7 @@ def run(
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
-        _train(loaded, raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()))
+        _train(loaded, raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()), trust=tuple(trust or ()))
 
 
 @app.command(epilog="Example: cpt validate configs/ --format github")
@@ -214,12 +215,12 @@ def configs_copy(
 
 def _train(
     config: RunConfig | PlainConfig, *, fresh: bool, raw: bool = False, retries: int | None = None,
-    skip: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (), trust: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     from cpt_launcher import live
     from cpt_launcher import run as runs
 
-    options = runs.Options(fresh, retries, skip)
+    options = runs.Options(fresh, retries, skip, trust)
     with launch.interruptible(), live.show(raw=raw) as show:
         done = runs.run(config, os.environ, show, options)
     terminal.report(*done)

@@ -17,6 +17,10 @@ from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError,
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
 Storage = Annotated[Path | None, typer.Option(help="The storage that a run's name is looked for on.")]
 Checkpoint = Annotated[str, typer.Option(help="last, best (by held-out loss), or a step.")]
+TrustOwner = Annotated[
+    list[str] | None,
+    typer.Option("--trust-owner", metavar="USER", envvar="CPT_TRUST_OWNER", help="Load a checkpoint that is USER's."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -30,6 +34,7 @@ def export(
     checkpoint: Checkpoint = "last",
     dtype: Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="auto: the checkpoint's.")] = "auto",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Load it back, compare and generate.")] = True,
+    trust: TrustOwner = None,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +47,7 @@ def export(
     if to is None:
         raise ConfigError(Problem("export to where?", "command line", "--to DIR"))
     found = history.find(run, storage, os.environ)
-    options = exports.Options(checkpoint, dtype, check, _arguments(overrides or []))
+    options = exports.Options(checkpoint, dtype, check, _arguments(overrides or []), tuple(trust or ()))
     with launch.interruptible("nothing was exported"):
         made = exports.export(found, assets.from_user(str(to)), options, os.environ, terminal.note)
     if as_json:
@@ -57,6 +62,7 @@ def evaluate(
         str | None, typer.Option(help="Entries of the storage's registry, instead of what was held out.")
     ] = None,
     checkpoint: Checkpoint = "last",
+    trust: TrustOwner = None,
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
@@ -68,7 +74,7 @@ def evaluate(
 
     found = history.find(run, storage, os.environ)
     with launch.interruptible(""):
-        result = evaluation.evaluate(found, dataset, checkpoint, os.environ, terminal.note)
+        result = evaluation.evaluate(found, dataset, checkpoint, os.environ, terminal.note, trust or ())
     if as_json:
         terminal.as_json(asdict(result))
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import disk, export, subtask
+from cpt_launcher import checkpoints, disk, export, subtask
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
@@ -43,26 +43,38 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run, dataset: str | None, checkpoint: str, environ: Mapping[str, str], say: Callable[[str], None]
+    run: Run,
+    dataset: str | None,
+    checkpoint: str,
+    environ: Mapping[str, str],
+    say: Callable[[str], None],
+    trust: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate both models with LLaMA-Factory, one after the other, and keep the result with the run.
 
     Args:
         dataset: entries of the storage's registry; None for what the run held out.
+        trust: users whose checkpoint may be loaded.
 
     Raises:
         ConfigError: the run held nothing out, or has no such checkpoint.
+        NotReadyError: the checkpoint is another user's.
         TrainingError: LLaMA-Factory failed.
     """
-    train = yaml.safe_load(run.layout.train_yaml.read_text(encoding="utf-8"))
+    train = export.training(run)
     held_out = {name: train[name] for name in ("val_size", "eval_dataset") if train.get(name)}
     if dataset:
         held_out = {"eval_dataset": dataset}
+    if "model_name_or_path" not in train:
+        hint = "cpt status tells of the run; is its train.yaml there?"
+        raise ConfigError(Problem("it does not say what the run was trained from", str(run.layout.train_yaml), hint))
     if not held_out:
         hint = "name one with --dataset, or set eval: in the config of the next run"
         raise ConfigError(Problem(f"the run {run.layout.run} held nothing out", str(run.layout.train_yaml), hint))
     disk.require_no_foreign_links(run.layout.storage, run.layout.evaluation.parent)
     chosen = export.choose(run, checkpoint)
+    for path in (run.layout.train_yaml, chosen.path):
+        checkpoints.require_ours(path, trust)
     if not gathered(chosen.path):
         hint = "cpt export puts its weights together; set stage3_gather_16bit_weights_on_model_save: true"
         raise ConfigError(Problem(f"{chosen.path.name} has no whole weights", str(chosen.path), hint))
@@ -76,7 +88,7 @@ def evaluate(
     if dataset:
         arguments.pop("tokenized_path", None)
     if "eval_dataset" in held_out and "tokenized_path" not in arguments:
-        del arguments["dataset"]
+        arguments.pop("dataset", None)
     on_cpu = run.record.get("device") == "cpu"
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):

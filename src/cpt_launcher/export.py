@@ -27,12 +27,15 @@ DTYPES = {"auto": "", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 @dataclass(frozen=True)
 class Options:
-    """What to export: `checkpoint` is `last`, `best` or a step; `arguments` are LLaMA-Factory's own for its export."""
+    """What to export: `checkpoint` is `last`, `best` or a step; `arguments` are LLaMA-Factory's own for its export;
+    `trust` names users whose checkpoint may be loaded.
+    """
 
     checkpoint: str = "last"
     dtype: str = "auto"
     check: bool = True
     arguments: Mapping[str, object] = field(default_factory=dict)
+    trust: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,15 @@ def export(
     Raises:
         ConfigError: nothing to export, or the target is taken.
         StorageError: not enough space, or it cannot be written.
-        NotReadyError: not enough memory.
+        NotReadyError: not enough memory, or the checkpoint is another user's.
         TrainingError: the stack failed, or the export differs from the checkpoint.
     """
     chosen = choose(run, options.checkpoint)
+    for path in (run.layout.train_yaml, chosen.path):
+        checkpoints.require_ours(path, options.trust)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(Problem("the target is there and not empty", str(target), "name another folder"))
-    train = _train(run)
+    train = training(run)
     _require_room(chosen.path, target, options)
     part = target.with_name(f".{target.name}.cpt-part")
     disk.remove_tree(part)
@@ -140,10 +145,11 @@ def _require_room(source: Path, target: Path, options: Options) -> None:
         raise NotReadyError(Problem(what, "this machine", "export on a larger one that sees the storage"))
 
 
-def _train(run: Run) -> dict[str, object]:
+def training(run: Run) -> dict[str, object]:
+    """What a run was trained with, by its train.yaml; empty where that cannot be read."""
     try:
         value = yaml.safe_load(run.layout.train_yaml.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         value = {}
     return value if isinstance(value, dict) else {}
 
@@ -159,7 +165,7 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
     return environment.from_string(template).render(
         run=run,
         record={"tokens": None, "gpus": (), "versions": {}, "data": {}, "workers": 1, "device": "", **run.record},
-        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **_train(run)},
+        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **training(run)},
         losses={event["step"]: event["loss"] for event in run.evals},
         chosen=chosen,
         seen=seen,

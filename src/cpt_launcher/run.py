@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpt_launcher import closing, cluster, disk, launch, manifest, preflight, record, stage, tracker
+from cpt_launcher import checkpoints, closing, cluster, disk, launch, manifest, preflight, record, stage, tracker
 from cpt_launcher.attempt import Attempt, Show
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
@@ -24,11 +24,14 @@ ROOM_POLL, ROOM_WAIT = 15.0, 3600.0  # seconds for which a cluster that lost a n
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is to go: `retries` replaces the config's own, `skip` names preflight checks."""
+    """How a run is to go: `retries` replaces the config's own, `skip` names preflight checks, `trust` users whose
+    checkpoint may be resumed from.
+    """
 
     fresh: bool = False
     retries: int | None = None
     skip: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
 
 
 def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
@@ -77,6 +80,7 @@ def run(
         if not mine:
             raise _going_on(layout, "")
         plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
+        checkpoints.require_resuming_ours(plan.output, options.trust)
         plan = plan if options.retries is None else replace(plan, retries=options.retries)
         if plan.tokenized:
             show.step(f"trains on tokens that are there: {plan.train['tokenized_path']}")

@@ -45,7 +45,7 @@ class Watch:
         self._rows = plan.output / "trainer_log.jsonl" if plan.output else None
         self._at = self._rows.stat().st_size if self._rows and self._rows.is_file() else 0
         self._rest = b""
-        self._saved = {item.path for item in self._complete()}
+        self._seen = checkpoints.markers(plan.output) if plan.output else {}
         self._log: IO[bytes] | None = None
         self._events: IO[bytes] | None = None
 
@@ -112,18 +112,18 @@ class Watch:
             return [line.decode("utf-8", "replace") for line in lines]
         return []
 
-    def _complete(self) -> list[checkpoints.Checkpoint]:
-        """Complete by their markers; upstream's own are known only at the end."""
-        if self.plan.output is None:
-            return []
-        return [item for item in checkpoints.find(self.plan.output, marked=True) if item.complete]
-
     def _new_checkpoints(self) -> None:
-        for item in self._complete():
-            if item.path not in self._saved:
-                self._saved.add(item.path)
-                saved: Event = {"event": "checkpoint", "time": time.time(), "step": item.step}
-                self._emit({**saved, "bytes": item.size, "path": str(item.path), "loss": item.loss})
+        """Those whose markers are new; upstream's own checkpoints are known only at the end. One whose files are not as
+        the marker says is looked at again: a network file system may show them later.
+        """
+        if self.plan.output is None:
+            return
+        for path, marker in checkpoints.markers(self.plan.output).items():
+            if self._seen.get(path) == marker or not (item := checkpoints.read(path, marked=True)).complete:
+                continue
+            self._seen[path] = marker
+            saved: Event = {"event": "checkpoint", "time": time.time(), "step": item.step}
+            self._emit({**saved, "bytes": item.size, "path": str(item.path), "loss": item.loss})
 
     def _emit(self, event: Event | None) -> None:
         if event is not None:
