@@ -7,6 +7,8 @@ gather are put together first, with DeepSpeed's own function. Its result is a li
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 def main() -> None:
     """Export, check, and say what was seen."""
     request = json.load(sys.stdin)
+    weights_only()
     source, target = Path(request["source"]), Path(request["target"])
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         if not gathered(source):
@@ -54,19 +57,54 @@ def _put_together(checkpoint: Path, scratch: Path) -> Path:
     """ZeRO shards to whole 32-bit weights, with what stands beside them (deepspeed/utils/zero_to_fp32.py)."""
     import torch
     import transformers
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     for path in checkpoint.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
             shutil.copy(path, scratch)
     config = transformers.AutoConfig.from_pretrained(checkpoint)
     config.use_cache = True  # off while training, which the check of a generation config refuses
-    weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    weights = whole_weights(checkpoint)
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
     model.save_pretrained(scratch, state_dict=weights)
     (scratch / "config.json").write_text((checkpoint / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     return scratch
+
+
+def weights_only() -> None:
+    """Have this process load tensors and the few classes of DeepSpeed's shards, and run nothing: DeepSpeed 0.16.9 loads
+    them with `weights_only=False` (utils/zero_to_fp32.py).
+    """
+    import torch
+
+    inner = torch.load
+
+    def load(file: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return inner(file, *arguments, **{**named, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f"calls {found[1]}" if found else "holds more than weights"
+            message = f"{file} {what}, and is not loaded; DeepSpeed's own zero_to_fp32.py would run it"
+            raise RuntimeError(message) from None
+
+    torch.load = load
+
+
+def whole_weights(checkpoint: Path) -> dict[str, Any]:
+    """The whole 32-bit weights of ZeRO shards, with DeepSpeed's own function.
+
+    Raises:
+        RuntimeError: a shard holds more than weights.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    torch.serialization.add_safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+    return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint)))
 
 
 def _dtype(folder: Path) -> str:
