@@ -223,7 +223,7 @@ def test_what_the_user_did_to_it_stays(cpt: Cpt, workspace: Path, change: str) -
 def test_a_failure_leaves_the_old_folder(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:
     assert cpt(*ANYSCALE, "--out", "made").code == 0
     before = tree(workspace)
-    clean_env.setattr("shutil.copyfile", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    clean_env.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     done = cpt(*ANYSCALE, "train.cutoff_len=64", "--out", "made")
     assert (done.code, "No space left" in done.err) == (5, True)
     assert tree(workspace) == before

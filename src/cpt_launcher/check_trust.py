@@ -5,7 +5,7 @@ silences one of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,12 +72,16 @@ def environment(values: Mapping[str, object], where: Callable[[str], str]) -> It
             yield of(Problem(what, where(name), hint, "env-program"), "warning")
 
 
-def is_allowed(finding: Finding, document: Document) -> bool:
-    """Whether the line that a warning points at says `# cpt: allow RULE`; with `for WHAT`, only as long as the warning
-    is about it.
+def spoken(findings: Sequence[Finding], document: Document) -> list[Finding]:
+    """The findings without those warnings whose line says `# cpt: allow RULE`; with `for WHAT`, only as long as the
+    warning is about it.
     """
     lines = document.text.split("\n")
-    if finding.severity != "warning" or finding.path != str(document.path) or finding.line > len(lines):
+    return [found for found in findings if found.path != str(document.path) or not _is_allowed(found, lines)]
+
+
+def _is_allowed(finding: Finding, lines: Sequence[str]) -> bool:
+    if finding.severity != "warning" or finding.line > len(lines):
         return False
     mark = _MARK.search(lines[finding.line - 1])
     if mark is None or mark[1] != finding.rule:

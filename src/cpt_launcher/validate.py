@@ -125,7 +125,7 @@ class _Checker:
         self.files += 1
         self.add(*check_secrets.check(document))
         self.found += _placeholders(document)
-        self.found[before:] = [item for item in self.found[before:] if not check_trust.is_allowed(item, document)]
+        self.found[before:] = check_trust.spoken(self.found[before:], document)
 
     def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
         if check_deepspeed.is_deepspeed(values):
