@@ -65,3 +65,23 @@ def test_sizes_and_durations() -> None:
         "12 B", "1.2 kB", "17.2 MB", "5.6 GB", "0 B",
     ]  # fmt: skip
     assert [progress.duration(n) for n in (5, 3661, 90061)] == ["0:00:05", "1:01:01", "1 d 1:01:01"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"current_steps": 3, "loss": 1' + "0" * 400 + "}", '{"current_steps": -3, "loss": 1.0}', "[" * 100_000,
+        '{"current_steps": 1' + "0" * 400 + ', "eval_loss": 1.0}', '{"current_steps": 3, "eval_loss": "x"}',
+    ],
+    ids=["huge loss", "negative step", "deep", "huge step", "loss is text"],
+)  # fmt: skip
+def test_a_row_that_is_none_is_no_event(row: str) -> None:
+    assert Progress(2, 10).row(row, 1.0) is None
+
+
+def test_wrong_figures_of_a_row_are_left_out() -> None:
+    row = '{"current_steps": 3, "total_steps": "x", "loss": NaN, "lr": "x", "epoch": []}'
+    event = Progress(2, 10).row(row, 1.0)
+    assert event is not None
+    assert set(event) == {"event", "time", "step", "total", "loss"}
+    assert progress.describe(event) == "step 3/?  loss nan"

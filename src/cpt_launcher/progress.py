@@ -67,15 +67,19 @@ class Progress:
         """The step or evaluation in a line of trainer_log.jsonl; None for other rows and for what is no row."""
         row = parse(text)
         step, total, loss = row.get("current_steps"), row.get("total_steps"), row.get("loss")
-        if isinstance(step, int) and isinstance(row.get("eval_loss"), int | float):
-            return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
-        if not isinstance(step, int) or not isinstance(loss, int | float):
+        if not isinstance(step, int) or not jsontext.is_count(step):
             return None
-        self.step, self.total = step, total if isinstance(total, int) else self.total
+        if jsontext.is_number(row.get("eval_loss")):
+            return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
+        if not jsontext.is_number(loss):
+            return None
+        self.step, self.total = step, total if isinstance(total, int) and jsontext.is_count(total) else self.total
         per_step = self._seconds_per_step(step, now)
         self._seen.append((step, now))
         event: Event = {"event": "step", "time": now, "step": step, "total": self.total, "loss": loss}
-        event |= {name: row[key] for key, name in (("lr", "lr"), ("epoch", "epoch")) if key in row}
+        event |= {
+            name: row[key] for key, name in (("lr", "lr"), ("epoch", "epoch")) if jsontext.is_number(row.get(key))
+        }
         if per_step:
             event["seconds_per_step"] = round(per_step, 4)
             event["seconds_left"] = round(per_step * max(self.total - step, 0), 1)

@@ -18,6 +18,11 @@ from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.records import Report
 from cpt_launcher.source import Version
 
+# gzip packs text 3 to 5 to 1, logs that repeat themselves 100 to 1, and at best 1,032 to 1 (zlib's technical details);
+# below the floor a bomb does no harm.
+MAX_RATIO, UNPACKED_FLOOR = 200, 100 << 20
+SPACE_STEP = 1 << 30  # bytes after which free space is asked for again
+
 
 @dataclass(frozen=True)
 class How:
@@ -69,13 +74,14 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
     quarantine = how.quarantine
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_quarantined(quarantine)) if quarantine else None
-        flow = _Flow(part, copy, reject, how.count)
+        flow, look = _Flow(part, copy, reject, how.count), _bounded(copy, version)
         part.file.seek(0)
         while chunk := part.file.read(corpus.CHUNK):  # what an interrupted copy left
             flow.take(chunk, write=False)
         stream = stack.enter_context(sources.open_at(copy.source, flow.received))
         while chunk := _read(stream, copy.source, resumable=part.stamp is not None):
             flow.take(chunk, write=True)
+            look(flow.received)
             progress(flow.received)
         flow.end()
     if version.size is not None and not copy.source.endswith(COMPRESSED) and flow.received != version.size:
@@ -92,6 +98,28 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
         ]
         raise DataError(*named)
     return Done(flow.written, flow.digest.hexdigest(), report)
+
+
+def _bounded(copy: Copy, version: Version) -> Callable[[int], None]:
+    """Looks at how many bytes have come so far, where a source may hold more than its size says.
+
+    The callable raises:
+        DataError: a compressed source unpacks to more than text does.
+        StorageError: the storage is filling up.
+    """
+    packed = version.size if copy.source.endswith(COMPRESSED) else None
+    asked = 0
+
+    def look(received: int) -> None:
+        nonlocal asked
+        if packed is not None and received > max(UNPACKED_FLOOR, packed * MAX_RATIO):
+            what = f"its {packed:,} bytes unpack to more than {received:,}: no text is packed so tightly"
+            raise DataError(Problem(what, copy.shown, "if it is meant, unpack it yourself and name the plain file"))
+        if received - asked >= SPACE_STEP:
+            asked = received
+            disk.require_space(copy.target.parent, SPACE_STEP)
+
+    return look
 
 
 class _Flow:
