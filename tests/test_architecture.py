@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"assets", "config", "errors", "layout", "sandbox", "yamlfile"},
     "strict": {"errors", "findings"},
     "subtask": {"errors", "explain", "launch", "secrets"},
-    "token_count": {"after_import", "safe_open"},
+    "token_count": {"after_import", "jsontext", "safe_open"},
     "values": {"errors", "suggest", "yamlfile"},
     "check_arguments": {"arguments", "findings", "suggest"},
     "check_data": {"arguments", "assets", "corpus", "dataset", "errors", "findings", "records", "suggest", "yamlfile"},

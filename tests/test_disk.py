@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import disk, safe_open
+from cpt_launcher import disk, safe_open, stage
+from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import StorageError
 
 OTHER = 65534
@@ -249,3 +250,23 @@ def test_the_umask_is_asked_without_changing_it(storage: Path, umask: None, monk
     monkeypatch.setattr(os, "umask", lambda _: pytest.fail("other threads would see it"))
     disk.write_text(storage / "a", "x")
     assert mode(storage / "a") == 0o644
+
+
+@needs_root
+def test_bad_records_are_not_put_where_another_users_link_leads(
+    storage: Path, precious: Path, tmp_path: Path, umask: None
+) -> None:
+    storage.chmod(0o2775)
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "one"}\nbad\n')
+    copy, options = Copy(str(source), storage / "a.jsonl", "text"), stage.Options(skip_bad=True)
+    link = storage / ".cpt" / "quarantine"
+    link.parent.mkdir()
+    link.symlink_to(precious.parent)
+    os.lchown(link, OTHER, OTHER)
+    with pytest.raises(StorageError, match="that nobody made"):
+        stage.stage([copy], {}, storage, report=lambda _: None, options=options)
+    assert list(precious.parent.iterdir()) == [precious]
+    link.unlink()
+    stage.stage([copy], {}, storage, report=lambda _: None, options=options)
+    assert (mode(link), [path.name for path in link.iterdir()]) == (0o2775, ["a.jsonl.jsonl"])

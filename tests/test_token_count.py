@@ -60,3 +60,11 @@ def test_tokens_are_counted_before_and_after_packing(tmp_path: Path, monkeypatch
         "7 tokens in 2 documents, 4 in 1 blocks are trained on (42.86% lost); documents end in <eos>"
     )
     assert token_count.total([json.dumps({"part": "held_out"})]) is None
+
+
+def test_rows_that_are_none_are_passed_over() -> None:
+    good = '{"part": "train", "documents": 1, "tokens_in": 5, "blocks": 1, "tokens": 4, "end_of_text": "<eos>"}'
+    bad = ('{"part": "train"}', '{"part": "train", "documents": "x"}', "[" * 100_000, "null", '{"part": "tr')
+    total = token_count.total([good, *bad])
+    assert total is not None
+    assert (total["documents"], total["lost"]) == (1, 1)

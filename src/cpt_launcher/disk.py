@@ -195,7 +195,7 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """
     with storage_errors(path):
         if wait:
-            _share(path.parent)
+            share(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         file = safe_open.lock_file(path)
     with file:
@@ -211,19 +211,20 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
             safe_open.unsign(file)
 
 
-def _share(folder: Path) -> None:
-    """Have a folder let in whom the one above it lets in: its mode and group, whatever the umask."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    above = folder.parent.stat()
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir()
-    if folder.is_symlink():
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        _let_in(handle, above, 0o7777)
-    finally:
-        os.close(handle)
+def share(folder: Path) -> None:
+    """Make a folder that lets in whom the one above it lets in: its mode and group, whatever the umask."""
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        above = folder.parent.stat()
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        if folder.is_symlink():
+            return
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            _let_in(handle, above, 0o7777)
+        finally:
+            os.close(handle)
 
 
 def _let_in(handle: int, above: os.stat_result, mask: int) -> None:

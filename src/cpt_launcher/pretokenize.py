@@ -42,6 +42,7 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     recipe = layout.tokenized(f".{name}.yaml")
     env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
     argv = (sys.executable, "-m", "cpt_launcher.tokenizing", str(recipe), str(part))
+    disk.require_no_foreign_links(layout.storage, part)
     disk.remove_tree(part)
     disk.write_text(recipe, plan.train_yaml)
     try:

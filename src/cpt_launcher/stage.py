@@ -161,7 +161,7 @@ class _Stager:
 
     def _copy(self, copy: Copy, name: str, version: sources.Version, known: Record | None, *, foreign: bool) -> Staged:
         disk.require_space(self._layout.storage, version.size or 0)
-        quarantine = self._layout.quarantine / f"{name}.jsonl" if self._options.skip_bad and copy.column else None
+        quarantine = self._quarantine(name) if copy.column else None
         seen, before = _identity(copy.target), _sha256(copy.target) if copy.target.is_file() else None
         with transfer.transferred(
             copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
@@ -183,6 +183,16 @@ class _Stager:
         self.fresh[name] = record = _record(copy, version, done, now.st_size, now.st_mtime_ns)
         return _staged(copy, "identical" if done.sha256 == before else "replaced" if before else "created", record)
 
+    def _quarantine(self, name: str) -> Path | None:
+        """Where bad records go, which others stage to as well; None where they fail the copy."""
+        if not self._options.skip_bad:
+            return None
+        path = self._layout.quarantine / f"{name}.jsonl"
+        disk.require_no_foreign_links(self._layout.storage, path.parent)
+        disk.share(self._layout.quarantine.parent)
+        disk.share(self._layout.quarantine)
+        return path
+
     def _to_cloud(self, copy: Copy, cloud: str) -> Staged:
         """Checked and put together on the storage, then uploaded whole."""
         known, there = self._known.get(cloud), sources.version_if_there(cloud)
@@ -198,7 +208,7 @@ class _Stager:
             return _staged(copy, "identical", known)
         if there is not None and not ours and not self._options.force:
             raise _foreign(copy, known)
-        quarantine = self._layout.quarantine / f"{copy.target.name}.jsonl" if self._options.skip_bad else None
+        quarantine = self._quarantine(copy.target.name)
         with transfer.transferred(
             copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
         ) as (part, done):

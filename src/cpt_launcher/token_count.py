@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpt_launcher import safe_open
+from cpt_launcher import jsontext, safe_open
 from cpt_launcher.after_import import AfterImport
 
 FILE, PART = "CPT_TOKEN_COUNT", "CPT_TOKEN_PART"
@@ -80,12 +80,12 @@ def total(lines: Iterable[str]) -> dict[str, object] | None:
     sums, end = dict.fromkeys(("documents", "tokens_in", "blocks", "tokens"), 0), ""
     for line in lines:
         try:
-            row = json.loads(line)
+            row = jsontext.parse(line)
         except ValueError:
             continue
-        if isinstance(row, Mapping) and row.get("part") == "train":
+        if isinstance(row, Mapping) and row.get("part") == "train" and all(jsontext.is_count(row.get(n)) for n in sums):
             sums = {name: value + int(row[name]) for name, value in sums.items()}
-            end = str(row["end_of_text"])
+            end = str(row.get("end_of_text"))
     return {**sums, "lost": sums["tokens_in"] - sums["tokens"], "end_of_text": end} if sums["documents"] else None
 
 
