@@ -30,7 +30,7 @@ def shown(text: str) -> str:
 
 def secrets(text: str) -> Iterator[tuple[str, str]]:
     """The secrets in a text's URLs, as they stand there: (`password`, its value), (`X-Amz-Signature`, its value)."""
-    for match in _URL.finditer(_joined(text)):
+    for match in _URL.finditer(_joined(text)) if "://" in text else ():
         user, _, rest = _divided(match[2])
         _, colon, password = user.partition(":")
         if colon and password and not re.match(r"\d{1,5}/", password):  # that is a port
