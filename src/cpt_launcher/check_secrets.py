@@ -79,7 +79,7 @@ def _export(path: KeyPath, name: str) -> str:
     if path[0] == "env" and variable:
         return f"remove it, write `secrets: [{name}]` and export {name} where you start the run"
     if variable is None:
-        return "remove it, and give it where you start the run"
+        return "remove it; sign in where you start the run, or export there the variable that its library reads"
     named = f", and write `secrets: [{variable}]`" if path[0] == "train" else ""
     return f"remove it and `export {variable}=...` where you start the run{named}"
 
