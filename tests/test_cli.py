@@ -192,6 +192,22 @@ def test_an_empty_argument_is_no_path(cpt: Cpt, workspace: Path, arguments: tupl
     assert sorted(workspace.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("validate",), ("run",), ("plan",), ("status",), ("logs",), ("checkpoints",), ("export", "--to"), ("eval",),
+        ("runs", "--storage"), ("ui", "--storage"), ("doctor", "--storage"), ("demo", "--storage"),
+        ("stage-data", "--storage"), ("stage-data", "my.yaml", "--tokenizer"), ("configs", "copy", "tiny_cpu.yaml"),
+        ("job", "my.yaml", "storage=/mnt/user_storage", "--out"),
+    ],
+)  # fmt: skip
+def test_no_path_is_that_long(cpt: Cpt, workspace: Path, arguments: tuple[str, ...]) -> None:
+    for path in ("a" * 256, "ä" * 200, "a/" * 3000):
+        done = cpt(*arguments, path)
+        assert (done.code, " is too long: " in done.err) == (2, True), done.err
+    assert cpt("validate", "my.yaml", "train.run_name=" + "a" * 300).code == 0
+
+
 def test_an_empty_value_of_an_override_is_none(cpt: Cpt, workspace: Path) -> None:
     assert cpt("validate", "my.yaml", "train.run_name=").code == 0
     assert "'storage' is missing" in cpt("validate", "my.yaml", "storage=").out

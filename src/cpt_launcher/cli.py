@@ -269,26 +269,32 @@ def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
             terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")
 
 
-def _refuse_empty(argv: list[str]) -> None:
-    """An empty argument is a shell variable that is not set; as a path it would be the working directory.
+def _refuse_impossible(argv: list[str]) -> None:
+    """An empty argument is a shell variable that is not set, and as a path would be the working directory; one that no
+    file system takes is no path and no name.
 
     Raises:
         ConfigError: there is one.
     """
     for before, text in zip(["", *argv], argv, strict=False):
         name, equals, value = text.partition("=")
-        is_empty = not text.strip() or (text.startswith("-") and equals and not value.strip())
-        if is_empty:
-            option = name if equals else before if before.startswith("-") else "an argument"
+        attached = text.startswith("-") and bool(equals)
+        own = value if attached else text
+        option = name if attached else before if before.startswith("-") else "an argument"
+        if not own.strip():
             hint = "is a shell variable not set? Give it a value, or leave it out"
             raise ConfigError(Problem(f"{option} is empty", "command line", hint))
+        is_list = "=" in own or "," in own
+        if not is_list and (len(own) > 4000 or any(len(os.fsencode(part)) > 255 for part in own.split("/"))):
+            hint = "a part of a path has 255 bytes at most, a path 4,000"
+            raise ConfigError(Problem(f"{option} is too long: {own[:40]}...", "command line", hint))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in a message and the contract's exit code."""
     logging.getLogger("cpt_launcher").addHandler(terminal.NOTES)
     try:
-        _refuse_empty(sys.argv[1:] if argv is None else argv)
+        _refuse_impossible(sys.argv[1:] if argv is None else argv)
         app(args=argv)
     except CptError as error:
         terminal.fail(error)
