@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 # Which build of torch is right depends on the machine; any in pyproject.toml's range will do.
 TORCH ?= torch==2.13.0
+# A new virtual environment has the pip that its Python was shipped with.
+PIP := pip==26.3
 BIN := $(VENV)/bin
 
 .PHONY: demo install test test-fast fuzz check pins schema clean
@@ -15,6 +17,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml pins.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(PIP)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c pins.txt "$(TORCH)" -e '.[train,dev]'
 	touch $@
 
