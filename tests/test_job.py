@@ -36,7 +36,7 @@ def test_an_anyscale_job(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatc
     assert "HF_TOKEN" in (folder / "job.yaml").read_text()
     assert "HF_TOKEN" not in found.env_vars
     text = (folder / "Containerfile").read_text()
-    assert text.startswith("FROM anyscale/ray-llm:2.48.0-py311-cu128\n")
+    assert text.startswith("FROM anyscale/ray-llm:2.48.0-py311-cu128\n# A tag can be moved.")
     for pin in ("llamafactory==0.9.3", "deepspeed==0.16.9", "hf_transfer==", "typer=="):
         assert pin in text
     config = yaml.safe_load((folder / "files" / "config.yaml").read_text())

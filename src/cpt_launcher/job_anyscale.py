@@ -78,9 +78,13 @@ def as_text(value: Mapping[str, object], secrets: tuple[str, ...]) -> str:
 
 
 def containerfile() -> str:
-    """The guide's base image with the pinned stack; the launcher itself comes with the job's files."""
+    """The guide's base image with the pinned stack; the launcher itself comes with the job's files.
+
+    Its digest cannot be known here without asking the registry.
+    """
     lines = " \\\n    ".join(assets.pinned(PACKAGES))
-    return f"FROM {BASE_IMAGE}\n\nRUN pip install --no-cache-dir \\\n    {lines}\n"
+    note = f"# A tag can be moved. A digest cannot: FROM {BASE_IMAGE.partition(':')[0]}@sha256:... (docs/security.md)"
+    return f"FROM {BASE_IMAGE}\n{note}\n\nRUN pip install --no-cache-dir \\\n    {lines}\n"
 
 
 def command(folder: Path) -> tuple[str, ...]:
