@@ -76,14 +76,13 @@ def spoken(findings: Sequence[Finding], document: Document) -> list[Finding]:
     """The findings without those warnings whose line says `# cpt: allow RULE`; with `for WHAT`, only as long as the
     warning is about it.
     """
-    lines = document.text.split("\n")
-    return [found for found in findings if found.path != str(document.path) or not _is_allowed(found, lines)]
+    marks = {number: mark for number, line in enumerate(document.text.split("\n"), 1) if (mark := _MARK.search(line))}
+    return [
+        found for found in findings if found.path != str(document.path) or not _is_allowed(found, marks.get(found.line))
+    ]
 
 
-def _is_allowed(finding: Finding, lines: Sequence[str]) -> bool:
-    if finding.severity != "warning" or finding.line > len(lines):
-        return False
-    mark = _MARK.search(lines[finding.line - 1])
-    if mark is None or mark[1] != finding.rule:
+def _is_allowed(finding: Finding, mark: re.Match[str] | None) -> bool:
+    if mark is None or finding.severity != "warning" or mark[1] != finding.rule:
         return False
     return mark[2] is None or mark[2] in re.split(r"[\s'\"(),;]+", finding.message)
