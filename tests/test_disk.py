@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -184,13 +185,21 @@ with disk.lock(Path(sys.argv[1]) / ".cpt" / "lock"):
 """
 
 
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that other users reach, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @needs_root
 @pytest.mark.parametrize("of_storage", [0o2775, 0o770])
-def test_two_users_of_a_group_share_it(storage: Path, umask: None, of_storage: int) -> None:
-    storage.chmod(of_storage)
+def test_two_users_of_a_group_share_it(open_to_all: Path, umask: None, of_storage: int) -> None:
+    storage = open_to_all / "storage"
+    storage.mkdir()
     os.chown(storage, 0, 40000)
-    for folder in storage.parents[:3]:
-        folder.chmod(mode(folder) | 0o011)
+    storage.chmod(of_storage)
     for user in (40001, 40002):
         code = AS_OTHER.format(user=user, group=40000)
         subprocess.run([sys.executable, "-c", code, str(storage)], check=True, cwd="/")
