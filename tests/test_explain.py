@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,11 +55,14 @@ LINES = {
         "RuntimeError: Unable to set up cluster storage with the following settings:",
     ],
     "not-utf8-or-json": [
+        "tarfile.ReadError: unexpected end of data",
         "datasets.exceptions.DatasetGenerationError: An error occurred while generating the dataset",
+    ],
+    "unknown-dataset": [
+        "ValueError: Undefined dataset nope in dataset_info.json.",
     ],
     "dataset": [
         "KeyError: 'text'",
-        "ValueError: Undefined dataset nope in dataset_info.json.",
         "RuntimeError: Cannot find sufficient samples, consider increasing dataset size.",
         "StopIteration",
     ],
@@ -177,3 +182,84 @@ def test_a_line_without_an_exception_can_tell_too() -> None:
     found = explain.explain(["[rank1]:[E1123] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)"])
     assert found is not None
     assert found.rule == "nccl"
+
+
+def stderr_of(program: str, *flags: str) -> list[str]:
+    """What a Python program that fails prints."""
+    done = subprocess.run([sys.executable, *flags, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return done.stderr.splitlines()
+
+
+PREFIXES = ["", "(RayTrainWorker pid=12, ip=10.0.0.4) ", "\x1b[36m(TorchTrainer pid=55)\x1b[0m ", "[rank1]: "]
+RAISED = [
+    ("raise DeprecationWarning('`trainer_resources` is deprecated')", "DeprecationWarning: `trainer_resources` is"),
+    ("import warnings; warnings.simplefilter('error'); warnings.warn('old', UserWarning)", "UserWarning: old"),
+    (
+        "import subprocess; subprocess.run(['false'], check=True)",
+        "subprocess.CalledProcessError: Command '['false']' returned non-zero exit status 1.",
+    ),
+    ("class stopped(Exception): pass\nraise stopped('by hand')", "stopped: by hand"),
+    ("class Halt(Exception): pass\nraise Halt", "Halt"),
+    ("def f():\n  class Halt(Exception): pass\n  raise Halt('here')\nf()", "f.<locals>.Halt: here"),
+    ("import queue; queue.Queue().get_nowait()", "_queue.Empty"),
+    ("import tarfile; tarfile.open('/dev/null')", "tarfile.ReadError: file could not be opened successfully:"),
+    ("raise ValueError('first line\\nsecond line')", "ValueError: first line"),
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("program", "cause"), RAISED)
+def test_the_cause_is_found_whatever_it_is_called(program: str, cause: str, prefix: str) -> None:
+    lines = ["started", *stderr_of(program), "the driver is done"]
+    found = explain.explain([prefix + line for line in lines])
+    assert found is not None
+    assert found.cause.startswith(cause)
+
+
+def test_the_driver_of_a_newer_ray() -> None:
+    found = explain.explain(stderr_of(RAISED[0][0]))
+    assert found is not None
+    assert (found.rule, found.retry) == ("versions", "no")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_chain_of_odd_names_gives_the_innermost(prefix: str) -> None:
+    classes = "class Inner(Exception): pass\nclass Outer(Exception): pass\n"
+    body = "try:\n  raise Inner('why')\nexcept Inner as error:\n  raise Outer('so')"
+    for link in (" from error", ""):
+        found = explain.explain([prefix + line for line in stderr_of(classes + body + link)])
+        assert found is not None
+        assert found.cause.endswith("Inner: why")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups")
+def test_a_group_gives_one_of_its_exceptions() -> None:
+    found = explain.explain(stderr_of("raise ExceptionGroup('two', [ValueError('a'), OSError('b')])"))
+    assert found is not None
+    assert found.cause == "OSError: b"
+
+
+def test_the_lines_of_two_workers_are_not_mixed_up() -> None:
+    one, other = ([f"(RayTrainWorker pid={pid}) {line}" for line in stderr_of(RAISED[4][0])] for pid in (1, 2))
+    noise = ["(RayTrainWorker pid=3) Loading: done", "progress: 3"]
+    mixed = [line for group in zip(one, other, noise * len(one), strict=False) for line in group]
+    found = explain.explain(mixed)
+    assert found is not None
+    assert found.cause == "Halt"
+
+
+def test_what_is_said_in_passing_is_no_cause() -> None:
+    program = "import warnings; warnings.simplefilter('always'); warnings.warn('old', DeprecationWarning)\nexit(3)"
+    passing = [
+        *stderr_of(program),
+        "/path/x.py:10: DeprecationWarning: use another",
+        "  warnings.warn(",
+        "INFO: done",
+        "Loading: 3",
+        '  "key": 1,',
+        "Note: nothing",
+        "(PlacementGroupCleaner pid=9) ConnectionError: Found multiple active Ray instances",
+    ]
+    assert explain.explain(passing) is None
+    assert explain.explain([f"(RayTrainWorker pid=12) {line}" for line in passing]) is None

@@ -15,10 +15,18 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ORIGIN = re.compile(r"^\((?:[\w.:]+) pid=(\d+)(?:, ip=([\d.:a-f]+))?\) ?")
 _STARTED = re.compile(r"ip=([\d.:a-f]+), pid=(\d+)\) world_rank=(\d+)")  # ray/train/_internal/backend_executor.py
 _REMOTE = re.compile(r"ray::\S+ \(pid=(\d+), ip=([\d.:a-f]+)")  # ray/exceptions.py, RayTaskError
-# RayTaskError(ValueError) only wraps another error and does not match.
+_RANK = re.compile(r"^\[rank\d+\]: ?")  # torch/distributed/distributed_c10d.py, _distributed_excepthook
+_GROUP = re.compile(r"^ +(?:\||\+-?) ?")  # the margin of an exception group's traceback
+# RayTaskError(ValueError) only wraps another error and matches neither of the two.
 _ERROR = re.compile(r"^(?:\w+\.)*(?:\w+(?:Error|Exception|Interrupt|Exit)|StopIteration)(?:: .*)?$")
+# Any name, which says something only where a traceback's frames stand right above it.
+_ANY_NAME = re.compile(r"^[^\W\d]\w*(?:\.(?:<locals>|[^\W\d]\w*))*(?::(?: .*)?)?$")
+_HEADER = re.compile(r"^(?:.*\s)?Traceback \(most recent call last\):$")
+_FRAME = re.compile(r'^\s+File ".*", line \d+')
 _WRAPPED = "The above exception was the direct cause of the following exception"
 _DURING = "During handling of the above exception, another exception occurred"
+# Of Ray 2.60, where several Rays are on one machine; the training goes on.
+_HARMLESS = re.compile(r"\(PlacementGroupCleaner pid=")
 _NOISE = ("TrainingFailedError", "SystemExit", "KeyboardInterrupt")
 
 
@@ -83,13 +91,37 @@ def rank_of(line: str) -> tuple[int, int] | None:
 
 def _errors(lines: Sequence[str]) -> Iterator[tuple[int, str, bool]]:
     """Every exception with its line number, and whether a chain ends after it."""
+    reader = _Tracebacks()
     for at, line in enumerate(lines):
         text = _plain(line)
-        if _ERROR.match(text):
+        if _HARMLESS.search(line):
+            continue
+        if reader.ends(line) or _ERROR.match(text):
             more = " ".join(_plain(next_line) for next_line in lines[at + 1 : at + 4]) if text.endswith(":") else ""
             yield at, f"{text} {more}".strip(), False
         elif _WRAPPED in text or _DURING in text:
             yield at, text, True
+
+
+class _Tracebacks:
+    """Finds the lines in which tracebacks end, whatever the exception is called. Each process's lines are followed on
+    their own: those of Ray's workers are mixed. RayTaskError's frames have no header above them.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[str] = set()
+
+    def ends(self, line: str) -> bool:
+        """Whether this line names the exception of the traceback above it."""
+        clean = _COLOUR.sub("", line)
+        own = _ORIGIN.match(clean)
+        who, text = (own[1] if own else ""), _unprefixed(clean)
+        if _HEADER.match(text) or _FRAME.match(text):
+            self._open.add(who)
+        elif who in self._open and text and not text[0].isspace():
+            self._open.discard(who)
+            return _ANY_NAME.match(text.rstrip()) is not None
+        return False
 
 
 def _first_chain(errors: list[tuple[int, str, bool]]) -> list[tuple[int, str]]:
@@ -121,7 +153,12 @@ def _worker(pid: int, host: str | None, ranks: Mapping[int, int]) -> str:
 
 
 def _plain(line: str) -> str:
-    return _ORIGIN.sub("", _COLOUR.sub("", line)).strip()
+    return _unprefixed(_COLOUR.sub("", line)).strip()
+
+
+def _unprefixed(line: str) -> str:
+    """Without what Ray, torch and exception groups put in front; the indentation stays."""
+    return _GROUP.sub("", _RANK.sub("", _ORIGIN.sub("", line))).rstrip()
 
 
 @functools.cache
