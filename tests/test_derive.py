@@ -49,6 +49,8 @@ def test_what_is_held_out_is_evaluated_first_and_at_every_save() -> None:
         "eval_dataset": "a,b", "do_eval": True, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 50,
         "per_device_eval_batch_size": 8,
     }  # fmt: skip
+    assert evaluation(("a",), {})["eval_steps"] == 500
+    assert evaluation(("a",), {**train, "enable_liger_kernel": True})["per_device_eval_batch_size"] == 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ from .conftest import Outcome
 Cpt = Callable[..., Outcome]
 
 
+def test_the_warnings_of_validation_are_shown(cpt: Cpt, workspace: Path) -> None:
+    done = cpt("job", "my.yaml", "storage=/mnt/user_storage/cpt", "train.bf16=false")
+    assert (done.code, "warning: neither bf16 nor fp16" in done.err) == (0, True)
+
+
 def test_an_anyscale_job(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:
     models = pytest.importorskip("anyscale.job.models")
     arguments = ("job", "my.yaml", "storage=/mnt/user_storage/cpt", "train.cutoff_len=64", "--timeout", "12")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,7 +108,8 @@ def test_shipped_configs_fit_the_node_they_name(path: Path, tmp_path: Path) -> N
     card = next(card for card in found.cards if card.card == asked)
     assert card.fits
     assert found.setting.micro_batch <= card.largest < found.setting.micro_batch * 40
-    assert (card.seconds or 0) > 0
+    assert card.times is not None
+    assert card.seconds == card.times.all > card.times.steps > 0
     assert card.price == pytest.approx((card.seconds or 0) / 3600 * 4 * 2.0)
 
 
@@ -150,18 +152,24 @@ def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     more = (f"storage={tmp_path}", "--tokens", "50000", "--rate", "1.5", "train.max_samples=null")
     done = cpt("plan", config, *more, "--gpu", "L40S")
     assert done.code == 0, done.err
-    for words in ("3,880,263,168 parameters trained of 4,300,079,472", "4,096 tokens a step", "after the optimizer's"):
+    for words in ("3,880,263,168 parameters trained of 4,300,079,472", "= 4,096 tokens", "after the optimizer's"):
         assert words in done.out
-    last = done.out.splitlines()[-1].split()
-    assert last[:2] == ["L40S", "yes"]
+    assert row(done, "L40S")[:2] == ["L40S", "yes"]
+    assert "PRICE: TIME on 4 GPUs at 1.5 a GPU hour, in that rate's currency." in done.out
+    assert "template-eos" in done.err  # what validation warns of
     found = json.loads(cpt("plan", config, *more, "--json").out)
     assert 0 < found["cards"][0]["mfu"] < 0.1
     assert found["steps"] == 24  # 97 blocks, 24 batches of the four workers, 12 steps, two epochs
     assert [card["card"] for card in found["cards"]] == list(pace.gpus())
     assert cpt("plan", config, "--gpu", "B9").code == 2
     offloaded = cpt("plan", config, *more, "deepspeed=ds_z3_offload_config.json", "--gpu", "L40S")
-    assert "Host memory for offloading: 71 GB" in offloaded.out  # 18 bytes a parameter, and the tower's 2
-    assert offloaded.out.splitlines()[-1].split()[3:6] == ["?", "?", "?"]  # no measurements, no figure
+    assert "of all workers together: 71 GB" in offloaded.out  # 18 bytes a parameter, and the tower's 2
+    assert row(offloaded, "L40S")[3:6] == ["?", "?", "?"]  # no measurements, no figure
+    assert "offloading was not measured" in offloaded.out
+
+
+def row(done: Outcome, card: str) -> list[str]:
+    return next(line.split() for line in done.out.splitlines() if line.startswith(card))
 
 
 def test_a_model_that_is_not_known(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -188,3 +196,138 @@ def test_a_multimodal_config_counts_its_vision_tower() -> None:
     text = {key: value for key, value in shape.known()[GEMMA4].items() if key != "not_trained"}
     whole = {"model_type": "gemma3", "text_config": {**text, "model_type": "gemma3_text"}, "vision_config": {}}
     assert shape.read("x", whole, "c").loaded == 4_300_079_472
+
+
+# Of a Llama of 23.2 M parameters on CPU with DeepSpeed 0.16.9: workers, ZeRO stage, recomputes, and seen there in MB:
+# all tensors after the set-up, weights and states between two steps, and for ZeRO-3 the profiler's peak.
+SMALL = {
+    "model_type": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6,
+    "num_attention_heads": 8, "vocab_size": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+SEEN_ON_CPU = [
+    ("bf16", 1, 2, False, 139, 324, None),
+    ("fp32", 1, 2, False, 185, 371, None),
+    ("bf16", 1, 3, False, 186, 324, 881),
+    ("fp32", 1, 3, False, 279, 371, 1227),
+    ("fp32", 4, 2, True, 116, 162, None),
+]
+
+
+@pytest.mark.parametrize(("precision", "workers", "stage", "again", "after", "held", "peak"), SEEN_ON_CPU)
+def test_32_bits_take_what_deepspeed_holds(
+    precision: memory.Precision, workers: int, stage: int, again: bool, after: int, held: int, peak: int | None
+) -> None:
+    kind = shape.read("small", SMALL, "c")
+    one = Setting(kind, workers, stage, 512, 4, checkpointing=again, precision=precision, reduce_bucket=512**2)
+    said = memory.estimate(one)
+    assert said.after_setup / 1e6 == pytest.approx(after, rel=0.01)
+    assert (said.weights + said.optimizer) / 1e6 == pytest.approx(held, rel=0.01)
+    if peak:
+        assert said.peak / 1e6 == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "deepspeed", "each"),
+    [  # bytes a parameter of weights, gradients and states, on two workers
+        ("bf16", 0, False, (4, 4, 8)),
+        ("fp32", 0, False, (4, 4, 8)),
+        ("pure_bf16", 0, False, (2, 2, 4)),
+        ("bf16", 0, True, (2, 6, 6)),
+        ("fp16", 0, True, (2, 2, 12)),
+        ("fp32", 0, True, (4, 4, 8)),
+        ("bf16", 1, True, (2, 2, 6)),
+        ("bf16", 2, True, (2, 1, 6)),
+        ("fp32", 2, True, (4, 2, 6)),
+        ("pure_bf16", 2, True, (2, 2, 6)),
+        ("fp16", 3, True, (1, 1, 6)),
+        ("fp32", 3, True, (2, 2, 6)),
+    ],
+)
+def test_bytes_a_parameter(
+    precision: memory.Precision, stage: int, deepspeed: bool, each: tuple[int, int, int]
+) -> None:
+    kind = shape.find(LLAMA)
+    said = memory.estimate(Setting(kind, 2, stage, 512, 1, precision=precision, deepspeed=deepspeed))
+    assert tuple(part / kind.trained for part in (said.weights, said.gradients, said.optimizer)) == each
+
+
+def test_a_config_without_bf16_needs_more_and_has_no_time(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
+    config = str(REPOSITORY / "configs" / "qwen3_4b.yaml")
+    half, full = (
+        json.loads(
+            cpt("plan", config, f"storage={tmp_path}", f"train.bf16={given}", "--tokens", "9999999", "--json").out
+        )
+        for given in ("true", "false")
+    )
+    assert full["memory"]["weights"] == 2 * half["memory"]["weights"]
+    assert full["memory"]["activations"] == pytest.approx(2 * half["memory"]["activations"], rel=0.01)
+    assert half["cards"][4]["seconds"] > 0
+    assert {card["seconds"] for card in full["cards"]} == {None}
+
+
+def test_zero2_makes_its_whole_bucket_however_small_the_model() -> None:
+    small = Setting(shape.read("small", SMALL, "c"), 1, 2, 512, 4)
+    assert memory.estimate(small).buckets > 2 * small.reduce_bucket > 20 * small.shape.trained
+
+
+def test_an_evaluation_with_liger_has_all_logits() -> None:
+    one = setting(GEMMA4, 4, 2, 2048, 13, True, True, True)
+    said = memory.estimate(dataclasses.replace(one, evaluated=13))
+    assert said.evaluation > 10 * 13 * 2048 * one.shape.vocabulary
+    assert said.peak > 2 * memory.estimate(one).peak
+    assert memory.estimate(dataclasses.replace(one, evaluated=1)).peak == memory.estimate(one).peak
+
+
+def held_out_config(tmp_path: Path, more: str = "") -> Path:
+    """Two CPU workers and 400 documents, of which the last 100 are held out."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "dataset_info.json").write_text('{"c": {"file_name": "c.jsonl", "columns": {"prompt": "text"}}}')
+    (tmp_path / "c.jsonl").write_text("".join(f'{{"id": {n}, "text": "{"lorem " * 200}"}}\n' for n in range(400)))
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        f"name: mine\nstorage: {tmp_path}/s\nmodel: {tmp_path}/model\ndataset: c\ndeepspeed: ds_z3_config.json\n"
+        f"resources: {{cpus: 2}}\ntracking: none\neval: {{documents: 100}}\n"
+        f"train: {{cutoff_len: 128, save_steps: 10, max_steps: 25, per_device_train_batch_size: 1{more}}}\n"
+    )
+    return config
+
+
+def test_cpu_workers_get_no_cards_and_no_time(
+    cpt: Callable[..., Outcome], clean_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = cpt("plan", held_out_config(tmp_path))
+    assert done.code == 0, done.err
+    assert "32 bits throughout" in done.out
+    assert "Time on CPUs is not estimated" in done.out
+    assert not re.search("L40S|GPU|CARD|on the card|TIME", done.out)
+    assert re.search(r"the worker's process +1\.\d GB", done.out)
+    assert "--gpu and --rate are for GPU workers" in cpt("plan", tmp_path / "my.yaml", "--rate", "3").err
+
+
+def test_the_corpus_is_the_same_as_for_validate(
+    cpt: Callable[..., Outcome], clean_env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = held_out_config(tmp_path)
+    checked = cpt("validate", config, "--data").err
+    tokens = int(re.search(r"about ([\d,]+) tokens", checked)[1].replace(",", ""))  # type: ignore[index]
+    found = json.loads(cpt("plan", config, "--json").out)
+    assert (found["tokens"], found["held_out"]) == (tokens * 3 // 4, tokens // 4)
+    assert cpt("stage-data", config).code == 0
+    staged = json.loads(cpt("plan", config, "--json").out)
+    assert (staged["tokens"], staged["held_out"]) == (found["tokens"], found["held_out"])
+    assert (staged["evaluations"], staged["saves"]) == (4, 3)  # at 0, 10, 20 and the end; at 10, 20 and 25
+
+
+def test_evaluations_and_saves_take_time(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = held_out_config(tmp_path, ", bf16: true")
+    found = sizing.size(plan_run(reader.read(config, ["resources={gpus: 2}"]), {}), {}, rate=3)
+    times = next(card.times for card in found.cards if card.card == "H100")
+    one = found.setting
+    assert times is not None
+    assert times.evaluations == 4 * pace.evaluation(one, pace.gpu("H100"), found.held_out or 0) > 0
+    assert times.saves == (3 * found.checkpoint + found.model) / pace.SAVE_RATE
+    step = pace.estimate(one, pace.gpu("H100"))
+    a_step = pace.evaluation(one, pace.gpu("H100"), one.tokens_per_step)
+    assert step.step / 4 < a_step < step.step  # a forward of three passes, with the recomputation

@@ -244,14 +244,9 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
 
 
 def _check(path: Path, overrides: list[str]) -> None:
-    """Go on only if `validate` finds no error; its warnings are shown. The data is read when it is staged."""
-    from cpt_launcher import validate as validation
+    from cpt_launcher import cli_check
 
-    report = validation.validate([path], validation.Options(tuple(overrides)))
-    for item in report.findings:
-        if item.severity == "warning":
-            terminal.note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
-    validation.refuse(report.findings)
+    cli_check.refuse_mistakes(path, overrides)
 
 
 def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:

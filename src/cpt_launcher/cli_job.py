@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import assets, bundle, job_anyscale, job_ray, launch, terminal, validate
+from cpt_launcher import assets, bundle, cli_check, disk, job_anyscale, job_ray, launch, terminal, validate
 from cpt_launcher.errors import ConfigError, Problem
 
 
@@ -40,8 +40,7 @@ def job(
 
     Started again, it goes on from its newest complete checkpoint.
     """
-    report = validate.validate([config], validate.Options(tuple(overrides or [])))
-    validate.refuse(report.findings)
+    cli_check.refuse_mistakes(config, overrides or [])
     if target == "anyscale":
         options = job_anyscale.Options(image, compute, max_retries, timeout)
         _anyscale(bundle.make(config, overrides or []), out, options, submit=submit)

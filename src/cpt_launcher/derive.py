@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cpt_launcher import schema
 from cpt_launcher.config import Evaluation
 
-SAVE_STEPS = 500  # transformers' default
 BLOCKS_PER_BATCH = 1000  # a map batch loses less than one block: at most 0.1 %
 MOST_PROCESSES = 16
 # Bytes of text a token takes at most, so that blocks are not overestimated; English has about four.
@@ -42,7 +42,7 @@ def packing(train: Mapping[str, object], documents: int, text_bytes: int) -> Pac
     """At most 0.1 % lost where the corpus has more than 1,000 blocks, else at most one block; None where the arguments
     say something themselves, or nothing is packed.
     """
-    block = train.get("cutoff_len", 2048)
+    block = train.get("cutoff_len", _default("cutoff_len"))
     said = {"preprocessing_num_workers", "preprocessing_batch_size", "streaming", "tokenized_path"} & set(train)
     if said or train.get("packing") is False or not isinstance(block, int) or block < 1 or documents < 1:
         return None
@@ -89,14 +89,24 @@ def split(name: str, fields: Mapping[str, object], held_out: Evaluation) -> Spli
 
 
 def evaluation(datasets: Sequence[str], train: Mapping[str, object]) -> dict[str, object]:
-    """What has the Trainer evaluate before the first step (the base model), at every save, and at the end."""
+    """What has the Trainer evaluate before the first step (the base model), at every save, and at the end.
+
+    With liger one block at a time: its fused loss is for training alone, and all logits of a training's micro-batch are
+    more than many cards have (5 GB for a block of 2,048 tokens and a vocabulary of 262 k).
+    """
     if not datasets:
         return {}
+    batch = train.get("per_device_train_batch_size", 1)
     return {
         "eval_dataset": ",".join(datasets),
         "do_eval": True,
         "eval_on_start": True,
         "eval_strategy": "steps",
-        "eval_steps": train.get("save_steps", SAVE_STEPS),
-        "per_device_eval_batch_size": train.get("per_device_train_batch_size", 1),
+        "eval_steps": train.get("save_steps", _default("save_steps")),
+        "per_device_eval_batch_size": 1 if train.get("enable_liger_kernel") else batch,
     }
+
+
+def _default(name: str) -> object:
+    """LLaMA-Factory's."""
+    return schema.load().arguments[name].default

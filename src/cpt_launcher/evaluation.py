@@ -16,7 +16,7 @@ from cpt_launcher import checkpoints, disk, export, subtask
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
-from cpt_launcher.plan import UNSET
+from cpt_launcher.plan import UNSET, number
 
 # What belongs to the training and its cluster, and would ask for GPUs, a process group or a tracker here.
 _NOT_HERE = (
@@ -96,7 +96,7 @@ def evaluate(
         found = _evaluate({**arguments, "model_name_or_path": model}, environ, run.secrets, on_cpu=on_cpu)
         losses.append(found["eval_loss"])
         blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
-        tokens = blocks * int(str(train.get("cutoff_len", 2048)))
+        tokens = blocks * number(train, "cutoff_len")
     first, last = losses
     data = ", ".join(f"{name}: {value}" for name, value in held_out.items())
     result = Evaluation(data, tokens, chosen.step, first, _perplexity(first), last, _perplexity(last))

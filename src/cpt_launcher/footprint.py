@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpt_launcher import schema
 from cpt_launcher.plan import Plan
 
 # Bytes a parameter takes in a checkpoint: weights in 16 bits, and the optimizer's master copy and two moments in 32
@@ -49,7 +50,7 @@ def bytes_of(loaded: int, trained: int, train: Mapping[str, object]) -> tuple[in
 
 def kept(train: Mapping[str, object], keep: int) -> int | None:
     """How many checkpoints are there at once; None where the number of saves is not known."""
-    saves = _saves(train)
+    saves = count_saves(train)
     limits = [most + 1 for most in (keep, train.get("save_total_limit")) if isinstance(most, int) and most > 0]
     return None if saves is None else min([saves, *limits])
 
@@ -81,12 +82,20 @@ def _parameters(path: Path) -> int | None:
         return None
 
 
-def _saves(train: Mapping[str, object]) -> int | None:
-    """How often a run of `max_steps` saves: every save_steps, and at the end (transformers, DefaultFlowCallback)."""
-    steps, every = train.get("max_steps"), train.get("save_steps", 500)
+def count_saves(train: Mapping[str, object]) -> int | None:
+    """How often a run of `max_steps` saves: every save_steps, and at the end (transformers, DefaultFlowCallback); None
+    where it is not known.
+    """
     if train.get("save_strategy") == "no":
         return 0
+    every = interval(train, "save_steps")
+    steps = train.get("max_steps")
+    return -int(-int(str(steps)) // every) if every else None
+
+
+def interval(train: Mapping[str, object], name: str) -> float | None:
+    """Steps between two saves or evaluations of a run of `max_steps`; a share of the steps where it is below 1."""
+    steps, every = train.get("max_steps"), train.get(name, schema.load().arguments[name].default)
     if not isinstance(steps, int) or not isinstance(every, int | float) or steps < 1 or every <= 0:
         return None
-    interval = every if every >= 1 else max(1, steps * every)
-    return -int(-steps // interval)
+    return every if every >= 1 else max(1, steps * every)

@@ -24,6 +24,8 @@ ADAM_FUSED, ADAM = 38, 92  # bytes moved per parameter
 # Seconds the host needs for one pass through one layer: below it, the GPU waits for work.
 LAUNCH, LAUNCH_ZERO3 = 0.003, 0.010
 UNHIDDEN = 0.25  # of ZeRO-3's host time, what no computing hides
+# Beside its steps: seconds until the first one, as seen (docs/plan.md), and bytes a second to the storage, assumed.
+START, SAVE_RATE = 90, 1e9
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,22 @@ def estimate(setting: Setting, card: Gpu) -> Pace:
     return Pace(
         products, attention, traffic, optimizer, communication, host, step, rate, 6 * shape.trained * rate
     )  # fmt: skip
+
+
+def evaluation(setting: Setting, card: Gpu, tokens: int) -> float:
+    """Seconds for one forward over `tokens`, shared by the workers, in micro-batches of `setting.evaluated`."""
+    shape = setting.shape
+    each = setting.block * max(1, setting.evaluated)
+    batches = -(-tokens // (each * setting.workers))
+    operations = 2 * (shape.trained - (0 if shape.tied else shape.head))
+    forward, _ = MASKED if shape.kind == "gemma3" else CAUSAL
+    square = 4 * setting.block * shape.queries * shape.layers * (1 if shape.kind == "gemma3" else 0.5)
+    computing = each * (operations / PRODUCTS + square / forward) / card.rate
+    moved = (PASSES_FUSED if setting.fused else PASSES) * per_token(shape, fused=setting.fused) * shape.layers / 3
+    traffic = each * (moved + LOGIT * shape.vocabulary) / card.bandwidth
+    host = shape.layers * (LAUNCH_ZERO3 if setting.stage == 3 else LAUNCH)
+    gathered = 2.0 * shape.trained * (setting.workers - 1) / setting.workers if setting.stage == 3 else 0.0
+    return batches * max(host, computing + traffic, gathered / card.link)
 
 
 def _attention(setting: Setting, card: Gpu, again: int) -> float:

@@ -1,0 +1,132 @@
+"""How many tokens a run trains on and holds out, as far as it can be known: counted, or estimated from its text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpt_launcher import corpus, manifest
+from cpt_launcher.dataset import Copy
+from cpt_launcher.plan import Plan
+from cpt_launcher.records import Report, estimated_tokens
+
+READ = 512 << 20  # bytes of data that is not staged: so much is read, as `cpt validate --data` reads all; 5 s
+_SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]$")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Tokens that are trained on in an epoch, and those of an evaluation (0 without one); None where not known."""
+
+    trained: int | None
+    held_out: int | None
+
+
+@dataclass(frozen=True)
+class _Text:
+    documents: int
+    tokens: int
+
+
+def of(plan: Plan, tokens: int | None = None) -> Amount:
+    """By the registry entries that the run names; `tokens` are all of the corpus, if the caller knows."""
+    known = manifest.read(plan.layout)
+    most = plan.train.get("max_samples")
+    sums: list[int | None] = []
+    for key in ("dataset", "eval_dataset"):
+        found = [_entry(plan, fields, known, most) for fields in _entries(plan, key)]
+        sums.append(None if None in found else sum(count for count in found if count is not None))
+    trained, held_out = sums
+    if tokens is not None:
+        share = next((_share(str(fields.get("split", ""))) for fields in _entries(plan, "eval_dataset")), 0.0)
+        trained, held_out = (int(tokens * (1 - share)), int(tokens * share)) if share else (tokens, held_out)
+    return _with_val_size(Amount(trained or None, held_out), plan.train)
+
+
+def _entries(plan: Plan, key: str) -> list[Mapping[str, object]]:
+    names = [name.strip() for name in str(plan.train.get(key) or "").split(",") if name.strip()]
+    return [plan.entries.get(name, {}) for name in names]
+
+
+def _share(split: str) -> float:
+    """Of a slice in whole percents; 0 for any other."""
+    return _sliced(split, 100) / 100 if split.endswith("%:]") else 0.0
+
+
+def _with_val_size(amount: Amount, train: Mapping[str, object]) -> Amount:
+    """LLaMA-Factory's own way to hold something out: a share, or a number of blocks (data/data_utils.py)."""
+    size, block = train.get("val_size"), train.get("cutoff_len")
+    if not isinstance(size, int | float) or size <= 0 or amount.trained is None:
+        return amount
+    held_out = int(size * amount.trained) if size < 1 else int(size) * (block if isinstance(block, int) else 0)
+    return Amount(max(0, amount.trained - held_out), held_out)
+
+
+def _entry(plan: Plan, fields: Mapping[str, object], known: Mapping[str, manifest.Record], most: object) -> int | None:
+    place = str(fields.get("cloud_file_name") or fields.get("file_name") or "")
+    copies = [copy for copy in plan.copies if copy.column and place in (copy.place, str((copy.shard_of or "  ")[1]))]
+    unread = [copy for copy in copies if _record(plan, copy, known) is None]
+    sizes = [Path(copy.source).stat().st_size for copy in unread if Path(copy.source).is_file()]
+    if not copies or len(sizes) < len(unread):
+        return None
+    if sum(sizes) > READ:
+        return _rough(
+            sum(Path(copy.source).stat().st_size for copy in unread), more=len(unread) < len(copies), most=most
+        )
+    documents = tokens = 0
+    for copy in copies:
+        text = _counted(_record(plan, copy, known)) or _read(copy)
+        if text is None:
+            return None
+        documents, tokens = documents + text.documents, tokens + text.tokens
+    used = _sliced(str(fields.get("split", "")), documents)
+    used = min(used, most) if isinstance(most, int) and most > 0 else used
+    return int(tokens * used / documents) if documents else 0
+
+
+def _rough(size: int, *, more: bool, most: object) -> int | None:
+    """By the size of what is too large to be read for an estimate; what is held out of it is too little to matter."""
+    return None if more or isinstance(most, int) else estimated_tokens(size, 0)
+
+
+def _record(plan: Plan, copy: Copy, known: Mapping[str, manifest.Record]) -> manifest.Record | None:
+    record = known.get(copy.place.removeprefix(f"{plan.layout.storage}/"))
+    return record if record is not None and record.text_bytes is not None else None
+
+
+def _counted(record: manifest.Record | None) -> _Text | None:
+    """What staging saw: tokens by a tokenizer where one was given."""
+    if record is None:
+        return None
+    seen = Report(Path(record.source), record.documents or 0, record.text_bytes or 0)
+    return _Text(seen.documents, record.tokens if record.tokens is not None else seen.tokens)
+
+
+def _read(copy: Copy) -> _Text | None:
+    """What `cpt validate --data` sees in a file that is not staged yet; None where it cannot be read here."""
+    path = Path(copy.source)
+    if not corpus.is_readable(path.suffix):
+        return None
+    try:
+        seen = corpus.read(path, str(copy.column))
+    except OSError:
+        return None
+    return _Text(seen.documents, seen.tokens)
+
+
+def _sliced(split: str, documents: int) -> int:
+    """Documents that a slice of a split leaves (https://huggingface.co/docs/datasets/loading, Slice splits)."""
+    found = _SLICE.search(split)
+    if not found:
+        return documents
+    first, last = (_bound(bound, documents) for bound in found.groups())
+    return max(0, (documents if last is None else last) - (first or 0))
+
+
+def _bound(text: str | None, documents: int) -> int | None:
+    if text is None:
+        return None
+    number = round(documents * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return min(documents, max(0, number + documents if number < 0 else number))
