@@ -78,7 +78,7 @@ def _what(run: str, found: Sizing) -> list[str]:
     by = (f"ZeRO-{one.stage}" if one.stage else "DeepSpeed without ZeRO") if one.deepspeed else "no DeepSpeed"
     how = [by, PRECISIONS[one.precision], *["liger kernels"] * one.fused]
     how.append("activations are recomputed" if one.checkpointing else "all activations are kept")
-    workers = f"{one.workers} {found.device.upper()} worker{'s' if one.workers > 1 else ''}"
+    workers = f"{one.workers} on {'GPUs' if found.device == 'gpu' else 'CPUs'}"
     gathered = f" x {one.accumulation} micro-batches" if one.accumulation > 1 else ""
     step = f"{one.workers} x {one.micro_batch} x {one.block:,} tokens{gathered} = {one.tokens_per_step:,} tokens"
     corpus = f"about {found.tokens:,} tokens to train on" if found.tokens else "not known"
@@ -159,11 +159,12 @@ def _notes(found: Sizing, cards: list[OnCard], rate: float | None) -> list[str]:
     times = next((card.times for card in cards if card.fits and card.times), None)
     if times is None:
         return []
+    evaluations, saves = _counted(found.evaluations, "evaluation"), _counted(found.saves, "save")
     parts = {
-        "to the first step": times.start,
-        f"{found.steps:,} steps": times.steps,
-        f"{found.evaluations} evaluations": times.evaluations,
-        f"{found.saves} saves and the final model, at {shown(pace.SAVE_RATE)}/s": times.saves,
+        "the start": times.start,
+        _counted(found.steps, "step"): times.steps,
+        evaluations: times.evaluations,
+        f"{saves} and the final model at {shown(pace.SAVE_RATE)}/s": times.saves,
     }
     alone = len(cards) == 1
     said = [f"{name} ({duration(part)})" if alone else name for name, part in parts.items() if part]
@@ -172,9 +173,13 @@ def _notes(found: Sizing, cards: list[OnCard], rate: float | None) -> list[str]:
         "It leaves out staging, downloading the model, tokenizing a large corpus, and waiting for machines.",
     ]
     if rate is not None:
-        many = f"{found.setting.workers} GPU{'s' if found.setting.workers > 1 else ''}"
+        many = _counted(found.setting.workers, "GPU")
         notes.append(f"PRICE: TIME on {many} at {rate:g} a GPU hour, in that rate's currency.")
     return notes
+
+
+def _counted(count: int | None, noun: str) -> str:
+    return f"{count or 0:,} {noun}{'' if count == 1 else 's'}"
 
 
 def register(app: typer.Typer) -> None:
