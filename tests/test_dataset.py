@@ -41,9 +41,10 @@ def test_the_first_registry_that_has_an_entry_wins(tmp_path: Path) -> None:
     mine, shipped, storage = (tmp_path / name for name in ("mine", "shipped", "storage"))
     registry(mine, a={"file_name": "mine.jsonl"})
     registry(shipped, a={"file_name": "shipped.jsonl"}, b={"file_name": "b.jsonl"})
-    registry(storage, a={"file_name": "x"}, c={"file_name": "/storage/c.jsonl"})
+    registry(storage, a={"file_name": "x"}, c={"file_name": f"{storage}/c.jsonl"})
     found = dataset.find(["a", "b", "c"], [mine, shipped], storage)
-    assert [entry.source for entry in found] == [f"{mine}/mine.jsonl", f"{shipped}/b.jsonl", "/storage/c.jsonl"]
+    assert [entry.source for entry in found] == [f"{mine}/mine.jsonl", f"{shipped}/b.jsonl", f"{storage}/c.jsonl"]
+    assert [entry.on_storage for entry in found] == [False, False, True]
 
 
 def test_an_unknown_dataset_names_the_near_one(tmp_path: Path) -> None:

@@ -526,7 +526,10 @@ def test_a_shard_that_left_the_source_leaves_the_storage(storage: Path, tmp_path
     (storage / "shards" / "theirs.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(ConfigError, match="is not of its source, and would be trained on"):
         staged(storage, *dataset.copies(entry, storage))
-    assert outcomes(storage, *dataset.copies(entry, storage), force=True) == ["identical", "removed"]
+    with pytest.raises(ConfigError, match="is not of its source") as caught:
+        staged(storage, *dataset.copies(entry, storage), force=True)
+    assert caught.value.problems[0].hint == "move it away"
+    assert names(storage) == ["shards/1.jsonl", "shards/theirs.jsonl"]
 
 
 @pytest.mark.parametrize(

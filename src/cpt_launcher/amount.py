@@ -66,7 +66,8 @@ def _with_val_size(amount: Amount, train: Mapping[str, object]) -> Amount:
 
 def _entry(plan: Plan, fields: Mapping[str, object], known: Mapping[str, manifest.Record], most: object) -> int | None:
     place = str(fields.get("cloud_file_name") or fields.get("file_name") or "")
-    copies = [copy for copy in plan.copies if copy.column and place in (copy.place, str((copy.shard_of or "  ")[1]))]
+    data = (*plan.copies, *plan.present)
+    copies = [copy for copy in data if copy.column and place in (copy.place, str((copy.shard_of or "  ")[1]))]
     unread = [copy for copy in copies if _record(plan, copy, known) is None]
     sizes = [Path(copy.source).stat().st_size for copy in unread if Path(copy.source).is_file()]
     if not copies or len(sizes) < len(unread):

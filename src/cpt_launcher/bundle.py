@@ -133,9 +133,12 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _entry(entry: Entry, config: RunConfig) -> tuple[dict[str, object] | None, dict[str, Path]]:
     """An entry as the job's registry has it, with its files; None where the storage's own registry is enough."""
+    if entry.on_storage:
+        return None, {}
+    checked = {"sha256": entry.sha256} if entry.sha256 else {}
     if entry.source is None or "://" in entry.source:
         source = {"source": entry.source} if entry.source else {}
-        return {**entry.fields, **source}, {}
+        return {**entry.fields, **source, **checked}, {}
     copies = dataset.copies(entry, config.storage)
     if _staged(copies, config.storage):
         return None, {}
@@ -147,7 +150,7 @@ def _entry(entry: Entry, config: RunConfig) -> tuple[dict[str, object] | None, d
     root, folder = Path(entry.source), f"data/{Path(entry.source).name}"
     inner = {copy.source: Path(copy.source).relative_to(root) for copy in copies}
     files = {str(Path(folder) / name): Path(source) for source, name in inner.items()}
-    return {**entry.fields, "source": folder, "file_name": entry.staged_name}, files
+    return {**entry.fields, "source": folder, "file_name": entry.staged_name, **checked}, files
 
 
 def _staged(copies: Sequence[Copy], storage: Path) -> bool:

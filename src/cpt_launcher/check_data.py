@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cpt_launcher import assets, corpus, dataset
+from cpt_launcher import assets, corpus, dataset, names
+from cpt_launcher import source as sources
 from cpt_launcher.arguments import Arguments
-from cpt_launcher.dataset import REMOTE_KEYS, Entry
+from cpt_launcher.dataset import OUR_KEYS, REMOTE_KEYS, Entry
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
 from cpt_launcher.records import Report
@@ -17,7 +19,7 @@ from cpt_launcher.yamlfile import Document
 
 # LLaMA-Factory 0.9.3, data/parser.py, DatasetAttr
 ENTRY_KEYS = (
-    *REMOTE_KEYS, "file_name", "source", "formatting", "ranking", "subset", "split", "folder", "num_samples",
+    *REMOTE_KEYS, *OUR_KEYS, "file_name", "formatting", "ranking", "subset", "split", "folder", "num_samples",
     "columns", "tags",
 )  # fmt: skip
 COLUMN_KEYS = (
@@ -36,8 +38,10 @@ def is_registry(path: Path, values: Mapping[str, object]) -> bool:
     return path.name == "dataset_info.json" or (bool(entries) and all(entries))
 
 
-def check_entry(document: Document, entry: Entry, *, used: bool) -> Iterator[Finding]:
-    """One entry. `used`: continued pre-training wants it, so that its columns are no matter of taste."""
+def check_entry(document: Document, entry: Entry, *, used: bool, run: str = "") -> Iterator[Finding]:
+    """One entry. `used`: continued pre-training wants it, so that its columns are no matter of taste; `run`: by the run
+    of that name.
+    """
     name, fields = entry.name, entry.fields
 
     def finding(severity: Severity, rule: str, what: str, hint: str = "", *key: str) -> Finding:
@@ -65,34 +69,69 @@ def check_entry(document: Document, entry: Entry, *, used: bool) -> Iterator[Fin
     if fields.get("num_samples") is not None:
         what = f"{fields['num_samples']} random documents are used, repeated if there are fewer"
         yield finding("warning", "registry-samples", what, "remove it to use each once", "num_samples")
-    yield from _file(document, entry)
+    bad = [*_addresses(document, entry), *_sha256(document, entry)]
+    yield from bad or _file(document, entry, run)
 
 
-def _file(document: Document, entry: Entry) -> Iterator[Finding]:
+def _addresses(document: Document, entry: Entry) -> Iterator[Finding]:
+    """Where an entry's data is said to be, and is to be."""
+    registry = document.value if isinstance(document.value, dict) else {}
+    written = registry.get(entry.name)
+    for key in ("source", "file_name", "cloud_file_name"):
+        text = written.get(key) if isinstance(written, dict) else None
+        if text is None or (entry.on_storage and key == "source"):
+            continue
+        where = document.where(entry.name, key)
+        if not isinstance(text, str):
+            yield of(Problem(f"'{key}' must be text", where, '"file_name": "corpus.jsonl"', "registry-source"))
+        elif wrong := sources.refused(text):
+            yield of(Problem(f"'{key}': {wrong}", where, sources.allowed(), "registry-source"))
+        elif key == "cloud_file_name" and (wrong := dataset.wrong_cloud(text)):
+            yield of(Problem(f"LLaMA-Factory cannot read it: {wrong}", where, "s3://bucket/c.jsonl", "registry-source"))
+
+
+def _sha256(document: Document, entry: Entry) -> Iterator[Finding]:
+    if entry.sha256 is None:
+        return
+    where = document.where(entry.name, "sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
+        yield of(Problem("'sha256' must be 64 hexadecimal digits", where, "as sha256sum prints it", "registry-source"))
+    elif entry.source is None or sources.is_folder(entry.source) or assets.is_dir(entry.source):
+        yield of(Problem("'sha256' is of a single file", where, "remove it", "registry-source"))
+
+
+def _file(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
     key = "source" if document.keys.get((entry.name, "source")) else "file_name"
     where = document.where(entry.name, key)
-    name = entry.staged_name if entry.source else None
-    if entry.source is None or name is None:
+    if entry.source is None:
         return
     path = Path(entry.source)
     is_remote = "://" in entry.source
     if not is_remote and not assets.is_dir(path) and not assets.is_file(path):
         given = str(entry.fields.get(key, ""))
-        severity: Severity = "warning" if given.startswith("/") else "error"  # the cluster may have it
-        hint = "" if given.startswith("/") else "a path is relative to the registry's folder"
+        mounted = given.startswith("/") and not entry.on_storage
+        severity: Severity = "warning" if mounted else "error"  # the cluster may have it
+        hint = "" if mounted else "a path is relative to the registry's folder"
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, hint, "registry-file"), severity)
         return
-    names = [shard.name for shard in dataset.shards(path)] if not is_remote and assets.is_dir(path) else [name]
-    kinds = {Path(dataset.plain_name(shard)).suffix for shard in names}
-    bad = sorted(kind or "no ending" for kind in kinds if kind not in corpus.EXTENSIONS)
-    if bad:
-        what = f"LLaMA-Factory does not load {', '.join(bad)}"
-        yield of(Problem(what, where, f"only {' '.join(corpus.EXTENSIONS)}, lower case", "registry-file"))
-    elif len(kinds) > 1:
-        what = f"a folder must hold files of one kind, not {', '.join(sorted(kinds))}"
-        yield of(Problem(what, where, "move the others away", "registry-file"))
-    elif not names:
-        yield of(Problem(f"the folder is empty: {path}", where, "", "registry-file"))
+    if not is_remote and assets.is_dir(path):
+        wrong = dataset.wrong_shards(path)
+        if wrong:
+            yield of(Problem(wrong[0], where, wrong[1], "registry-file"))
+    elif not sources.is_folder(entry.source) and (what := names.wrong_kinds([entry.staged_name])):
+        hint = f'"file_name" says what it is called on the storage: NAME.jsonl, or {" ".join(corpus.EXTENSIONS)}'
+        yield of(Problem(f"'{entry.staged_name}': {what}", where, hint, "registry-file"))
+    if not entry.on_storage and entry.cloud is None:
+        yield from _target(document, entry, run)
+
+
+def _target(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
+    name = entry.staged_name
+    where = document.where(entry.name, "file_name" if entry.fields.get("file_name") else "source")
+    wrong = "the run has that name" if name == run else names.wrong_target(name)
+    if wrong:
+        what = f"the data of '{entry.name}' cannot be called {name!r} on the storage: {wrong}"
+        yield of(Problem(what, where, 'give it another "file_name"', "registry-file"))
 
 
 def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str]]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import assets, bundle, cli_check, disk, job_anyscale, job_ray, launch, terminal, validate
+from cpt_launcher import assets, bundle, cli_check, job_anyscale, job_ray, launch, terminal
 from cpt_launcher.errors import ConfigError, Problem
 
 

@@ -1,31 +1,37 @@
-"""Dataset registries: LLaMA-Factory's `dataset_info.json`, plus `source`, where an entry's bytes come from."""
+"""Dataset registries: LLaMA-Factory's `dataset_info.json`, plus `source`, where an entry's bytes come from, and
+`sha256`, what they are.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cpt_launcher import assets, urls, yamlfile
+from cpt_launcher import assets, names, urls, yamlfile
+from cpt_launcher import source as sources
 from cpt_launcher.errors import ConfigError, DataError, Problem
 from cpt_launcher.suggest import unknown
 
-COMPRESSED = (".gz", ".zst")
 REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+OUR_KEYS = ("source", "sha256")  # LLaMA-Factory has no use for them
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One dataset: its registry fields without `source`, the registry it stands in, and where its bytes are.
+    """One dataset: its registry fields without `OUR_KEYS`, the registry it stands in, and where its bytes are.
 
-    `source` is an URL or an absolute path; None where LLaMA-Factory fetches the data itself.
+    `source` is an URL or an absolute path; None where LLaMA-Factory fetches the data itself. `sha256`: of the content
+    that is expected, decompressed. `on_storage`: it stands in the storage's own registry, so that its data is there.
     """
 
     name: str
     fields: Mapping[str, object]
     registry: Path
     source: str | None
+    sha256: str | None = None
+    on_storage: bool = False
 
     @property
     def cloud(self) -> str | None:
@@ -35,12 +41,15 @@ class Entry:
 
     @property
     def staged_name(self) -> str:
-        """The file's or folder's name on the storage."""
-        return plain_name(PurePosixPath(str(self.fields.get("file_name") or self.source)).name)
+        """The file's or folder's name on the storage: `file_name`'s last part, else the source's."""
+        if self.on_storage:
+            return str(PurePosixPath(str(self.source)).relative_to(self.registry.parent))
+        given = str(self.fields.get("file_name") or self.source)
+        return names.plain_name(PurePosixPath(sources.path_of(given)).name)
 
     def staged(self, storage: Path) -> dict[str, object]:
         """The entry as the storage's registry holds it: `file_name` is the staged path."""
-        if self.source is None or self.cloud is not None:
+        if self.source is None or self.cloud is not None or self.on_storage:
             return dict(self.fields)
         return {**self.fields, "file_name": str(storage / self.staged_name)}
 
@@ -50,7 +59,8 @@ class Copy:
     """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column.
 
     With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first. `shard_of`:
-    the source folder and its place, for one of a folder's files.
+    the source folder and its place, for one of a folder's files. `sha256`: of the content, if one is asked for.
+    `there`: it is its own source, data that somebody put on the storage.
     """
 
     source: str
@@ -58,6 +68,8 @@ class Copy:
     column: str | None = None
     cloud: str | None = None
     shard_of: tuple[str, Path] | None = None
+    sha256: str | None = None
+    there: bool = False
 
     @property
     def shown(self) -> str:
@@ -73,10 +85,14 @@ class Copy:
     def is_remote(self) -> bool:
         return "://" in self.source
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it stands for the files of a remote folder, which is not looked into yet."""
+        return sources.is_folder(self.source) and self.cloud is None
 
-def plain_name(name: str) -> str:
-    """A file's name once it is decompressed."""
-    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
+    @property
+    def is_compressed(self) -> bool:
+        return sources.path_of(self.source).endswith(names.COMPRESSED)
 
 
 def read_registry(path: Path) -> dict[str, Entry]:
@@ -97,11 +113,16 @@ def read_registry(path: Path) -> dict[str, Entry]:
         if source is None and not any(key in fields for key in REMOTE_KEYS):
             hint = 'give it "file_name" (a file beside the registry) or "source" (a path or an URL)'
             problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint, "registry-entry"))
-        plain = {key: value for key, value in fields.items() if key != "source"}
-        entries[name] = Entry(name, plain, path, source)
+        plain = {key: value for key, value in fields.items() if key not in OUR_KEYS}
+        entries[name] = Entry(name, plain, path, source, _sha256(fields))
     if problems:
         raise ConfigError(*problems)
     return entries
+
+
+def _sha256(fields: Mapping[str, object]) -> str | None:
+    given = fields.get("sha256")
+    return str(given).lower() if given is not None else None
 
 
 def _source(fields: Mapping[str, object], folder: Path) -> str | None:
@@ -112,21 +133,53 @@ def _source(fields: Mapping[str, object], folder: Path) -> str | None:
     return text if "://" in text else str(assets.from_user(str(folder / os.path.expanduser(text))))  # noqa: PTH111
 
 
-def find(names: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[Entry, ...]:
-    """The entries called `names`: the first folder that has one wins, the storage's own registry comes last.
+def find(wanted: Sequence[str], folders: Sequence[Path], storage: Path) -> tuple[Entry, ...]:
+    """The entries called so: the first folder that has one wins, the storage's own registry comes last.
 
     Raises:
         ConfigError: a name that no registry has, with the near ones.
+        DataError: see `_on_storage`.
     """
     known: dict[str, Entry] = {}
-    for folder in (*folders, storage):
+    for folder in folders:
         registry = folder / assets.REGISTRY
         if assets.is_file(registry):
             known = {**read_registry(registry), **known}
-    if missing := list(unknown(names, known)):
+    document = None
+    if assets.is_file(storage / assets.REGISTRY) and not set(wanted) <= set(known):
+        document = yamlfile.read(storage / assets.REGISTRY)
+    theirs = document.value if document and isinstance(document.value, dict) else {}
+    if missing := list(unknown(wanted, {**theirs, **known})):
         looked = ", ".join(str(folder / assets.REGISTRY) for folder in (*folders, storage))
         raise ConfigError(*(_unknown(name, near, looked) for name, near in missing))
-    return tuple(known[name] for name in names)
+    return tuple(known[name] if name in known else _on_storage(name, document, storage) for name in wanted)
+
+
+def _on_storage(name: str, document: yamlfile.Document | None, storage: Path) -> Entry:
+    """An entry of the storage's own registry, where others write too. Its data is on the storage already, and nothing
+    else is taken on its word: no `source`, and no file from elsewhere.
+
+    Raises:
+        DataError: it names no data, or some that is not below the storage.
+    """
+    assert document is not None
+    assert isinstance(document.value, dict)
+    fields, where = document.value[name], document.where(name)
+    if not isinstance(fields, dict):
+        raise DataError(Problem(f"entry '{name}' is not a mapping", where, "ask who put it there", "registry-entry"))
+    plain = {key: value for key, value in fields.items() if key not in OUR_KEYS}
+    entry = Entry(name, plain, storage / assets.REGISTRY, None, on_storage=True)
+    if any(plain.get(key) for key in REMOTE_KEYS):
+        return entry
+    given, root = plain.get("file_name"), os.path.realpath(storage)
+    hint = "put the data on the storage with an entry of your own, in dataset-configs/dataset_info.json"
+    if not isinstance(given, str) or not given:
+        raise DataError(Problem(f"the storage's entry '{name}' has no file_name", where, hint, "registry-source"))
+    real = Path(os.path.realpath(os.path.join(root, given)))  # noqa: PTH118, as LLaMA-Factory joins them
+    if names.has_control(given) or not real.is_relative_to(root) or str(real) == root:
+        what = f"the storage's entry '{name}' names a file that is not below the storage"
+        raise DataError(Problem(what, document.where(name, "file_name"), hint, "registry-source"))
+    return replace(entry, source=str(storage / real.relative_to(root)))
 
 
 def _unknown(name: str, near: str, looked: str) -> Problem:
@@ -136,38 +189,72 @@ def _unknown(name: str, near: str, looked: str) -> Problem:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The files of a dataset's folder that staging takes along: no hidden ones, no markers such as `_SUCCESS`."""
+    """The files of a dataset's folder that staging takes along: nothing hidden, nor in something hidden, and no
+    markers such as `_SUCCESS`.
+    """
+    return [path for path in _visible(folder) if path.is_file()]
+
+
+def _visible(folder: Path) -> list[Path]:
     if not assets.is_dir(folder):
         return []
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".", "_")))
+    return sorted(path for path in folder.rglob("*") if not names.is_hidden(path.relative_to(folder).as_posix()))
+
+
+def wrong_shards(folder: Path) -> tuple[str, str] | None:
+    """What is wrong with a local folder of data and what to do about it, None if it can be staged.
+
+    A link is followed only to what is in the folder itself: whoever can write there could have any file of this
+    machine published.
+    """
+    root = os.path.realpath(folder)
+    for path in _visible(folder):
+        inner = path.relative_to(folder).as_posix()
+        if wrong := names.wrong_inner(inner):
+            return f"{inner!r} in {folder} cannot be staged: {wrong}", "rename it"
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            what = f"the link {inner} leads out of the folder {folder}"
+            return what, "put the file itself there, or name the folder that holds it"
+    found = [path.name for path in shards(folder)]
+    if wrong := names.wrong_kinds(found):
+        return f"{wrong} ({folder})", "move the others away"
+    return None if found else (f"the folder is empty: {folder}", "put the data there, or name another folder")
 
 
 def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
-    """The files of an entry and their places on the storage.
+    """The files of an entry and their places on the storage; with `there`, where they are its own registry's.
 
     Raises:
-        DataError: the file or folder is not there, or the folder is empty.
+        DataError: the file or folder is not there, or is nothing to stage.
     """
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
     columns = entry.fields.get("columns")
     column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
+    if "://" in entry.source and (wrong := sources.refused(entry.source)):
+        what = f"'{entry.name}': {wrong}: {urls.shown(entry.source)}"
+        raise DataError(Problem(what, str(entry.registry), sources.allowed(), "registry-source"))
     if entry.cloud is not None:
         return (_cloud_copy(entry, storage, column),)
-    if "://" in entry.source:
-        return (Copy(entry.source, target, column),)
     source = Path(entry.source)
-    if assets.is_file(source):
-        return (Copy(str(source), target, column),)
-    found = shards(source)
-    if not found:
+    if "://" in entry.source or assets.is_file(source):
+        return (Copy(entry.source, target, column, sha256=entry.sha256, there=entry.on_storage),)
+    if not assets.is_dir(source):
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
+    if found := wrong_shards(source):
+        raise DataError(Problem(found[0], str(entry.registry), found[1], "registry-file"))
     return tuple(
-        Copy(str(shard), target / plain_name(str(shard.relative_to(source))), column, shard_of=(str(source), target))
-        for shard in found
+        Copy(
+            str(shard),
+            target / names.plain_name(shard.relative_to(source).as_posix()),
+            column,
+            shard_of=(str(source), target),
+            there=entry.on_storage,
+        )
+        for shard in shards(source)
     )
 
 
@@ -191,12 +278,19 @@ def refuse_collisions(copies: Sequence[Copy], registry: Path) -> None:
         raise ConfigError(*problems)
 
 
-def _cloud_copy(entry: Entry, storage: Path, column: str | None) -> Copy:
-    """LLaMA-Factory 0.9.3 reads `.json` and `.jsonl` objects (data/data_utils.py, read_cloud_json), whole."""
-    cloud = str(entry.cloud)
+def wrong_cloud(cloud: str) -> str | None:
+    """Why LLaMA-Factory cannot be given this object, None if it can. 0.9.3 reads `.json` and `.jsonl` objects
+    (data/data_utils.py, read_cloud_json), whole.
+    """
     if not cloud.startswith(("s3://", "gs://", "gcs://")) or not cloud.endswith((".json", ".jsonl")):
-        what = f"'{entry.name}' cannot be read from {cloud}"
-        raise DataError(
-            Problem(what, str(entry.registry), "an s3:// or gs:// object, .jsonl or .json", "registry-file")
-        )
-    return Copy(str(entry.source), storage / ".cpt" / "uploads" / PurePosixPath(cloud).name, column, cloud)
+        return "it must be an s3:// or gs:// object, .jsonl or .json"
+    return sources.refused(cloud)
+
+
+def _cloud_copy(entry: Entry, storage: Path, column: str | None) -> Copy:
+    cloud = str(entry.cloud)
+    if wrong := wrong_cloud(cloud):
+        what = f"'{entry.name}' cannot be read from {urls.shown(cloud)}"
+        raise DataError(Problem(what, str(entry.registry), wrong, "registry-file"))
+    target = storage / ".cpt" / "uploads" / PurePosixPath(cloud).name
+    return Copy(str(entry.source), target, column, cloud, sha256=entry.sha256)

@@ -14,7 +14,7 @@ from cpt_launcher.escapes import flat
 Severity = Literal["error", "warning"]
 _PLACE = re.compile(r"(.*?):(\d+):(\d+)")
 # Rules about data end in exit code 3, all others in 2.
-_DATA_RULES = ("data-", "registry-file")
+_DATA_RULES = ("data-", "registry-file", "registry-source")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, check_secrets, dataset, derive, manifest, schema, tokenized, tracker, urls, yamlfile
+from cpt_launcher import (
+    assets,
+    check_secrets,
+    dataset,
+    derive,
+    manifest,
+    places,
+    schema,
+    tokenized,
+    tracker,
+    urls,
+    yamlfile,
+)
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
@@ -30,7 +42,8 @@ Entries = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: files to stage, registry entries to merge, the YAML, and the process to start.
+    """One run: files to stage, data that is on the storage (`present`), registry entries to merge, the YAML, and the
+    process to start.
 
     `block` is cutoff_len, in tokens; `tokens_per_step` counts all workers, 0 where blocks are not packed. `tokens`
     names the tokenised corpus that belongs to the run, made or not; None until the data is staged.
@@ -47,6 +60,7 @@ class Plan:
     output: Path | None
     secrets: tuple[str, ...] = ()
     copies: Copies = ()
+    present: Copies = ()
     entries: Entries = field(default_factory=dict)
     tokens: str | None = None
     block: int = 0
@@ -87,11 +101,16 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         config = replace(config, model=str(layout.model(config.model)))
     env_vars = {**config.env, **_mlflow_env(config, environ)}
     data = [copy for entry in entries for copy in dataset.copies(entry, config.storage)]
-    copies = (*data, Copy(str(deepspeed), staged_deepspeed)) if deepspeed and staged_deepspeed else tuple(data)
+    present = tuple(copy for copy in data if copy.there)
+    copies = tuple(copy for copy in data if not copy.there)
+    if deepspeed and staged_deepspeed:
+        copies = (*copies, Copy(str(deepspeed), staged_deepspeed))
     dataset.refuse_collisions(copies, layout.registry)
+    places.refuse(copies, layout)
     packing = _packing(config, layout, [entry for entry in entries if entry.name in config.datasets])
     chosen = packing.arguments if packing else {}
     staged = {entry.name: entry.staged(config.storage) for entry in entries}
+    theirs = {entry.name for entry in entries if entry.on_storage}
     if config.evaluation:
         splits = _splits(config, staged)
         staged |= {one.names[0]: one.train for one in splits} | {one.names[1]: one.held_out for one in splits}
@@ -114,7 +133,8 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         output=layout.output,
         secrets=_secrets(config, environ),
         copies=copies,
-        entries=staged,
+        present=present,
+        entries={name: fields for name, fields in staged.items() if name not in theirs},
         tokens=tokens,
         block=number(config.train, "cutoff_len"),
         tokens_per_step=_tokens_per_step(config.train, config.resources.workers),
@@ -176,6 +196,7 @@ def plan_staging_all(registry: Path, storage: Path) -> tuple[Copies, Entries]:
     data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]
     copies = (*data, *(Copy(str(path.absolute()), storage / path.name) for path in jsons))
     dataset.refuse_collisions(copies, storage / assets.REGISTRY)
+    places.refuse(copies, Layout(storage, ""))
     return copies, {name: entry.staged(storage) for name, entry in entries.items()}
 
 
@@ -283,6 +304,9 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
     parts = [
         f"Run {plan.layout.run} from {plan.config}: {plan.workers} {plan.device.upper()} workers",
         "\n".join(["", "Files to storage:", *copies]) if copies else "",
+        "\n".join(["", "On the storage already:", *(f"  {copy.target}" for copy in plan.present)])
+        if plan.present
+        else "",
         "\n".join(["", "Registry entries:", *merged]) if merged else "",
         f"\nRendered as {plan.layout.train_yaml}:\n\n{plan.train_yaml.rstrip()}",
         "\n".join(["", "Environment:", *(f"  {key}={value}" for key, value in env.items())]),

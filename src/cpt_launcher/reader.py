@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cpt_launcher import assets, check_secrets, yamlfile
+from cpt_launcher import assets, check_secrets, names, yamlfile
 from cpt_launcher.config import LAUNCHER_KEYS, OWNED, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.secrets import telling
@@ -86,6 +86,9 @@ def _plain(document: Document, values: dict[str, object], overrides: Sequence[st
     if not isinstance(name, str) or not _RUN_NAME.fullmatch(name):
         where = document.where("ray_run_name")
         problems.append(Problem("ray_run_name is missing or not a plain name", where, "ray_run_name: my_first_run"))
+    elif wrong := names.wrong_run(name):
+        what = f"ray_run_name {name!r} cannot be a run's folder: {wrong}"
+        problems.append(Problem(what, document.where("ray_run_name"), "ray_run_name: my_first_run"))
     storage = values.get("ray_storage_path", "./saves")
     if not isinstance(storage, str) or "://" in storage:
         where = document.where("ray_storage_path")
@@ -125,8 +128,10 @@ class _Reader(Values):
 
     def _name(self, values: Mapping[str, object]) -> str:
         name = self._required(values, "name", "the run's name, a folder under the storage: name: my_first_run")
-        if name and (not _RUN_NAME.fullmatch(name) or name in ("models", "tokenized", "mlartifacts")):
+        if name and not _RUN_NAME.fullmatch(name):
             self._add(f"name {name!r} cannot be a run's folder", ("name",), "letters, digits, '.', '_' and '-'")
+        elif name and (wrong := names.wrong_run(name)):
+            self._add(f"name {name!r} cannot be a run's folder: {wrong}", ("name",), "name: my_first_run")
         return name
 
     def _storage(self, values: Mapping[str, object]) -> Path:

@@ -103,7 +103,7 @@ def _attempts(
     settings = closing.settings(plan.layout.run, mlflow_run, environ)
     attempt = Attempt(plan, environ, show, ready.marked, secrets_key, strict=strict, settings=settings)
     attempt.make_room()
-    ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in plan.copies}
+    ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in (*plan.copies, *plan.present)}
     data = {path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours}
     arguments = [redact(text, values(plan.secrets, environ)) for text in sys.argv]
     known = record.start(plan, marked=ready.marked, arguments=arguments, git=_git(), data=data, mlflow_run=mlflow_run)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
 from dataclasses import dataclass
 from typing import IO, Any
 
+from cpt_launcher import names
 from cpt_launcher.errors import DataError, Problem, StorageError
 from cpt_launcher.urls import shown
 
+# fsspec knows fifty more, some of which run code or read this machine's files, and chains them with `::`.
+SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
+DEPTH = 10  # of a web server's folders, whose links may go round in circles
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 # What file systems call the version of a file; without any of them a change of the same size cannot be seen.
@@ -24,6 +29,32 @@ _VERSIONS = (
     "generation",
     "blob_id",
 )
+
+
+def refused(text: str) -> str | None:
+    """Why a text is no source, None if it is one: a path, or an URL of one of `SCHEMES`."""
+    scheme, separator, _ = text.partition("://")
+    if "::" in text:
+        return "a chain of file systems (::) is no source"
+    if separator and scheme not in SCHEMES:
+        return f"{scheme}:// is no source" if scheme.isalnum() else ":// in a path is no source"
+    return "control characters are in no source" if names.has_control(text) else None
+
+
+def allowed() -> str:
+    """What may be a source, in words."""
+    return f"use a path, or an URL of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+
+
+def path_of(text: str) -> str:
+    """A source without the query and fragment that an URL may have, where signatures stand: it ends in the name."""
+    marks = r"[?#]" if text.startswith(("http://", "https://")) else r"\?"
+    return re.split(marks, text, maxsplit=1)[0] if "://" in text else text
+
+
+def is_folder(text: str) -> bool:
+    """Whether a source is a remote folder."""
+    return "://" in text and text.endswith("/")
 
 
 @dataclass(frozen=True)
@@ -82,21 +113,33 @@ def upload(path: str, url: str) -> None:
 
 
 def files(url: str) -> list[tuple[str, str]]:
-    """The files below a remote folder: URL and path relative to it; the file itself if it is one.
+    """The files below a remote folder: URL and path relative to it. Hidden ones are left out, and so is what is in
+    something hidden.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or what the server lists is not all data of one kind, or not below the folder.
     """
-    if not url.endswith("/"):
-        return [(url, "")]
     system, path = _system(url)
+    depth = {"maxdepth": DEPTH} if url.startswith("http") else {}
+    caught: tuple[type[Exception], ...] = (*failures(), RecursionError)
     try:
-        found = sorted(system.find(path))
-    except failures() as error:
+        found = sorted(system.find(path, **depth))
+    except caught as error:
         raise unreadable(url, error) from None
     root = path.rstrip("/") + "/"
-    below = [(system.unstrip_protocol(name), name.removeprefix(root)) for name in found]
-    return [(full, inner) for full, inner in below if not inner.rpartition("/")[2].startswith((".", "_"))]
+    listed = [name.removeprefix(root) for name in found if not f"{name}/".endswith(("//", root))]  # no folders' marks
+    below = [(url + inner, path_of(url + inner)[len(url) :]) for inner in listed]
+    for _, inner in below:
+        if inner and (wrong := names.wrong_inner(inner)):
+            what = f"the folder lists {inner!r}, which is no file of it: {wrong}"
+            hint = "nothing was staged: is this the right server?"
+            raise DataError(Problem(what, shown(url), hint, "registry-source"))
+    kept = [(full, inner) for full, inner in below if inner and not names.is_hidden(inner)]
+    wrong = names.wrong_kinds(inner for _, inner in kept) if kept else "the folder holds no data"
+    if wrong:
+        hint = "name a folder that holds data of one kind and nothing else, or a single file"
+        raise DataError(Problem(wrong, shown(url), hint, "registry-file"))
+    return kept
 
 
 def open_at(url: str, offset: int) -> IO[bytes]:
@@ -107,7 +150,7 @@ def open_at(url: str, offset: int) -> IO[bytes]:
     """
     system, path = _system(url)
     caught: tuple[type[Exception], ...] = (*failures(), ImportError)
-    suffix = next((ending for ending in COMPRESSION if url.endswith(ending)), None)
+    suffix = next((ending for ending in COMPRESSION if path_of(url).endswith(ending)), None)
     try:
         opened: IO[bytes] = system.open(path, "rb", compression=COMPRESSION[suffix] if suffix else None)
         if offset:
@@ -135,6 +178,10 @@ def failures() -> tuple[type[Exception], ...]:
 def _system(url: str) -> tuple[Any, str]:
     import fsspec  # not at the top: it brings the network libraries with it
 
+    if "://" not in url:
+        return fsspec.filesystem("file"), url  # as it is: fsspec would look for chains in a path, too
+    if wrong := refused(url):
+        raise DataError(Problem(f"cannot read from there: {wrong}", shown(url), allowed(), "registry-source"))
     options: dict[str, Any] = {}
     try:
         if url.startswith(("http://", "https://")):
@@ -145,7 +192,7 @@ def _system(url: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         extra = EXTRAS.get(url.partition("://")[0])
-        hint = f"pip install 'cpt-launcher[{extra}]'" if extra else "use https://, s3://, gs://, hf:// or a path"
+        hint = f"pip install 'cpt-launcher[{extra}]'" if extra else allowed()
         raise DataError(Problem(f"cannot read from there: {shown(str(error))}", shown(url), hint)) from None
     return system, path
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cpt_launcher import corpus, dataset, disk, manifest, registry, transfer, urls
+from cpt_launcher import corpus, dataset, disk, manifest, names, places, registry, transfer, urls
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.disk import Outcome
@@ -80,8 +80,9 @@ def stage(
     """
     disk.require_storage(storage)
     layout = Layout(storage, "")
+    _refuse(copies, layout)
     wanted = [piece for copy in copies for piece in _pieces(copy)]
-    dataset.refuse_collisions(wanted, layout.registry)
+    _refuse(wanted, layout)
     if not options.force:
         registry.refuse_conflicts(layout, entries)
     for folder in {storage, layout.lock.parent, *(copy.target.parent for copy in wanted)}:
@@ -107,6 +108,11 @@ def stage(
     return tuple(done)
 
 
+def _refuse(copies: Sequence[Copy], layout: Layout) -> None:
+    dataset.refuse_collisions(copies, layout.registry)
+    places.refuse(copies, layout)
+
+
 class _Stager:
     """Stages file after file against the manifest as it was at the start."""
 
@@ -124,16 +130,16 @@ class _Stager:
         on them.
 
         Raises:
-            ConfigError: one that did not come from there.
+            ConfigError: one that did not come from there, or was changed since: that is not ours to remove.
         """
         wanted, gone = {copy.target for copy in copies}, []
         for source, folder in dict.fromkeys(copy.shard_of for copy in copies if copy.shard_of):
             for path in (path for path in dataset.shards(folder) if path not in wanted):
                 known = self._known.get(self.name(path))
-                if not self._options.force and (known is None or not known.source.startswith(source)):
+                staged_from = f"{source.rstrip('/')}/{path.relative_to(folder).as_posix()}"
+                if known is None or not known.matches(path) or names.plain_name(known.source) != staged_from:
                     what = "a file in the dataset's folder is not of its source, and would be trained on"
-                    hint = "move it away, or remove it with cpt stage-data --force"
-                    raise ConfigError(Problem(what, str(path), hint))
+                    raise ConfigError(Problem(what, str(path), "move it away"))
                 gone.append(path)
         return gone
 
@@ -143,13 +149,14 @@ class _Stager:
         name = self.name(copy.target)
         known = self._known.get(name)
         trusted = known if known and known.source == copy.shown and known.matches(copy.target) else None
-        if trusted and trusted.column != copy.column:
+        if trusted and (trusted.column != copy.column or copy.sha256 not in (None, trusted.sha256)):
             trusted = None
         if trusted and self._count is not None and copy.column and trusted.tokens is None:
             trusted = None
         if trusted and self._options.verify and _sha256(copy.target) != trusted.sha256:
             trusted = None
-        if copy.is_remote and not self._options.refetch and copy.target.is_file() and (trusted or known is None):
+        unknown = known is None and copy.sha256 is None
+        if copy.is_remote and not self._options.refetch and copy.target.is_file() and (trusted or unknown):
             return _staged(copy, "identical", trusted)
         version = sources.version(copy.source)
         if trusted and version.stamp is not None and trusted.stamp == version.stamp:
@@ -202,6 +209,7 @@ class _Stager:
             known
             and ours
             and (known.source, known.column) == (copy.shown, copy.column)
+            and copy.sha256 in (None, known.sha256)
             and version.stamp
             and known.stamp == version.stamp
         ):
@@ -248,11 +256,11 @@ def _staged(copy: Copy, outcome: Outcome, record: Record | None) -> Staged:
 
 def _pieces(copy: Copy) -> list[Copy]:
     """A remote folder as its files."""
-    if not copy.is_remote or not copy.source.endswith("/") or copy.cloud is not None:
+    if not copy.is_folder:
         return [copy]
     found = sources.files(copy.source)
     whole = (urls.shown(copy.source), copy.target)
-    return [Copy(url, copy.target / dataset.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
+    return [Copy(url, copy.target / names.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

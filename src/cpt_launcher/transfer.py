@@ -13,7 +13,7 @@ from typing import IO
 
 from cpt_launcher import corpus, disk
 from cpt_launcher import source as sources
-from cpt_launcher.dataset import COMPRESSED, Copy
+from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.records import Report
 from cpt_launcher.source import Version
@@ -54,8 +54,7 @@ def transferred(
         DataError: the source fails, ends early, changes meanwhile, or holds bad records.
         StorageError: the target cannot be written.
     """
-    is_plain = not copy.source.endswith(COMPRESSED)
-    stamp = version.stamp if copy.is_remote and is_plain and how.quarantine is None else None
+    stamp = version.stamp if copy.is_remote and not copy.is_compressed and how.quarantine is None else None
     with disk.part_of(copy.target, stamp) as part:
         try:
             done = _fill(part, copy, version, how, progress)
@@ -84,11 +83,12 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
             look(flow.received)
             progress(flow.received)
         flow.end()
-    if version.size is not None and not copy.source.endswith(COMPRESSED) and flow.received != version.size:
+    if version.size is not None and not copy.is_compressed and flow.received != version.size:
         what = f"the source ended after {flow.received:,} of {version.size:,} bytes"
         raise _BrokenOffError(Problem(what, copy.shown, "the same command goes on from there"))
     if sources.version(copy.source).stamp != version.stamp:
         raise DataError(Problem("the source changed while it was read", copy.shown, "start again"))
+    _refuse_other_content(copy, flow.source_digest.hexdigest())
     with disk.storage_errors(copy.target):
         part.file.flush()
     report = flow.report()
@@ -107,7 +107,7 @@ def _bounded(copy: Copy, version: Version) -> Callable[[int], None]:
         DataError: a compressed source unpacks to more than text does.
         StorageError: the storage is filling up.
     """
-    packed = version.size if copy.source.endswith(COMPRESSED) else None
+    packed = version.size if copy.is_compressed else None
     asked = 0
 
     def look(received: int) -> None:
@@ -122,6 +122,13 @@ def _bounded(copy: Copy, version: Version) -> Callable[[int], None]:
     return look
 
 
+def _refuse_other_content(copy: Copy, found: str) -> None:
+    if copy.sha256 is not None and found != copy.sha256:
+        what = f"this is not the file that the entry asks for: its sha256 is {found}, not {copy.sha256}"
+        hint = 'nothing was staged: find out who changed it, and only then the entry\'s "sha256"'
+        raise DataError(Problem(what, copy.shown, hint, "data-changed"))
+
+
 class _Flow:
     """Checks chunks and, one step behind in a thread of its own, hashes and writes them."""
 
@@ -133,6 +140,8 @@ class _Flow:
         count: Callable[[str], int] | None,
     ) -> None:
         self.digest = hashlib.sha256()
+        # Of all that came, which is more than what is kept where bad records are left out.
+        self.source_digest = self.digest if reject is None else hashlib.sha256()
         self.received = self.written = 0
         self._part, self._copy, self._reject, self._count = part, copy, reject, count
         self._checker: corpus.Checker | None = None
@@ -146,6 +155,8 @@ class _Flow:
                 raise DataError(Problem(wrong, self._copy.shown, "is it the right file?", "data-record"))
             self._checker = self._new_checker(chunk[:1024])
         self.received += len(chunk)
+        if self._reject is not None and self._copy.sha256 is not None:
+            self.source_digest.update(chunk)
         kept = chunk
         if self._checker is not None:
             try:

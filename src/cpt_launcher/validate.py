@@ -207,7 +207,7 @@ class _Checker:
             folders = assets.search_path(assets.DATASETS, config.path)
             for entry in dataset.find(config.datasets, folders, config.storage):
                 registry = yamlfile.read(entry.registry)
-                self.found += check_data.check_entry(registry, entry, used=True)
+                self.found += check_data.check_entry(registry, entry, used=True, run=config.name)
                 self.found += check_trust.dataset(args, entry)
                 self.add(*check_secrets.check(registry, entry.name))
                 self._bytes(entry, args)
