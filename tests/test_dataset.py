@@ -72,6 +72,9 @@ def entry(source: Path) -> Entry:
 def test_a_folder_is_copied_shard_by_shard_without_foreign_files(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     (folder / "deep").mkdir(parents=True)
+    for hidden in (".secret", "_temporary", "deep/.git"):
+        (folder / hidden).mkdir()
+        (folder / hidden / "keys.jsonl").touch()
     for name in ("2.jsonl", "1.jsonl", "_SUCCESS", ".hidden", "deep/3.jsonl"):
         (folder / name).touch()
     assert dataset.copies(entry(folder), STORAGE) == tuple(
@@ -83,3 +86,36 @@ def test_a_folder_is_copied_shard_by_shard_without_foreign_files(tmp_path: Path)
 def test_data_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the data of 'a' is not there"):
         dataset.copies(entry(tmp_path / "absent.jsonl"), STORAGE)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "1.jsonl").touch()
+    (folder / "2.jsonl").symlink_to("1.jsonl")
+    (folder / ".cache").symlink_to("/etc")
+    assert [Path(copy.source).name for copy in dataset.copies(entry(folder), STORAGE)] == ["1.jsonl", "2.jsonl"]
+    for to in ("/etc/passwd", "/etc", "../../private.jsonl", str(tmp_path)):
+        (folder / "deep" / "3.jsonl").symlink_to(to)
+        with pytest.raises(DataError, match=r"the link deep/3\.jsonl leads out of the folder") as caught:
+            dataset.copies(entry(folder), STORAGE)
+        assert "put the file itself there" in caught.value.problems[0].hint
+        (folder / "deep" / "3.jsonl").unlink()
+
+
+def test_what_else_a_folder_must_not_hold(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name, said in {
+        "a\x1b[2J.jsonl": "control characters",
+        "config": "without ending",
+        "b.csv": "of one kind",
+    }.items():
+        (folder / "1.jsonl").touch()
+        (folder / name).touch()
+        with pytest.raises(DataError, match=said):
+            dataset.copies(entry(folder), STORAGE)
+        (folder / name).unlink()
+    (folder / "1.jsonl").unlink()
+    with pytest.raises(DataError, match="the folder is empty"):
+        dataset.copies(entry(folder), STORAGE)

@@ -66,7 +66,7 @@ def test_every_problem_in_one_go() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "models", "-x", "a b"])
+@pytest.mark.parametrize("name", ["../up", "a/b", "models", "-x", "a b", "dataset_info.json", "mlflow.db", "a.jsonl"])
 def test_a_name_is_one_folder(name: str) -> None:
     [(what, _)] = problems(COMPLETE, f"name={name}")
     assert "cannot be a run's folder" in what

@@ -217,3 +217,14 @@ def test_a_llamafactory_yaml_runs_as_it_is(cpt: Cpt, workspace: Path, stand_in: 
     assert (workspace / "storage" / "plain" / "cpt" / "train.yaml").read_text() == text
     refused = cpt("run", "plain.yaml", "--fresh")
     assert (refused.code, "names its own run" in refused.err) == (2, True)
+
+
+def test_a_run_on_an_entry_of_the_storages_own_registry(cpt: Cpt, workspace: Path, stand_in: Called) -> None:
+    storage = workspace / "storage"
+    (storage / "theirs.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 100)
+    registry = '{"theirs":{"file_name":"theirs.jsonl","source":"/x","columns":{"prompt":"text"}}}'
+    (storage / "dataset_info.json").write_text(registry)
+    assert cpt("run", "my.yaml", "dataset=theirs").code == 0
+    assert stand_in()["argv"] == ["train", f"{storage}/first/cpt/train.yaml"]
+    assert (storage / "dataset_info.json").read_text() == registry
+    assert "theirs.jsonl" not in json.loads((storage / ".cpt" / "manifest.json").read_text())["files"]

@@ -101,3 +101,40 @@ def test_to_a_bucket_from_where_llamafactory_reads(s3: None, tmp_path: Path) -> 
 def test_what_is_not_there(s3: None, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read the data"):
         outcomes(tmp_path, "s3://corpora/absent.jsonl", "c.jsonl")
+
+
+def test_a_key_cannot_choose_the_place(s3: None, tmp_path: Path) -> None:
+    """Keys with `..` in them, as boto3 writes them: s3fs itself would take them for paths."""
+    import s3fs
+
+    storage = tmp_path / "a" / "storage"
+    storage.mkdir(parents=True)
+    system = s3fs.S3FileSystem()
+    for bucket, key in (
+        ("climbing", "data/../../../home/.ssh/authorized_keys"),
+        ("foreign", "data/evil.sh"),
+        ("mixed", "data/2.csv"),
+    ):
+        system.mkdir(bucket)
+        for name in ("data/1.jsonl", key):
+            system.call_s3("put_object", Bucket=bucket, Key=name, Body=b'{"text": "one"}\n')
+        with pytest.raises(DataError, match=r"which is no file of it|does not load \.sh|files of one kind"):
+            outcomes(storage, f"s3://{bucket}/data/", "c4")
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and ".cpt" not in path.parts] == []
+
+
+def test_the_mark_of_a_folder_is_no_file(s3: None, tmp_path: Path) -> None:
+    import s3fs
+
+    system = s3fs.S3FileSystem()
+    system.mkdir("marked")
+    for key, body in (("data/", b""), ("data/deep/", b""), ("data/1.jsonl", b'{"text": "one"}\n')):
+        system.call_s3("put_object", Bucket="marked", Key=key, Body=body)
+    assert outcomes(tmp_path, "s3://marked/data/", "c4") == [("c4/1.jsonl", "created", 1)]
+    assert outcomes(tmp_path, "s3a://marked/data/", "c5") == [("c5/1.jsonl", "created", 1)]
+    system.call_s3("put_object", Bucket="marked", Key="data/2.jsonl", Body=b'{"text": "two"}\n')
+    system.invalidate_cache()
+    assert outcomes(tmp_path, "s3a://marked/data/", "c5")[1] == ("c5/2.jsonl", "created", 1)
+    system.rm("marked/data/2.jsonl")
+    system.invalidate_cache()
+    assert outcomes(tmp_path, "s3a://marked/data/", "c5")[1] == ("c5/2.jsonl", "removed", None)

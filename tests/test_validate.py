@@ -133,6 +133,11 @@ CASES: list[tuple[str, str, Found]] = [
     ("dataset_info.json", entry(file_name="/absent/c.jsonl"), [("W registry-file", 1, 8)]),
     ("dataset_info.json", entry(file_name="x.YAML"), [("E registry-file", 1, 8)]),
     ("dataset_info.json", entry(file_name="mixed"), [("E registry-file", 1, 8)]),
+    ("dataset_info.json", entry(source="s3://bucket/shards/", file_name="shards"), []),
+    ("dataset_info.json", entry(source="https://h/c.jsonl?X-Sig=1", file_name="c.jsonl"), []),
+    ("dataset_info.json", entry(source="file:///etc/c.jsonl"), [("E registry-source", 1, 68)]),
+    ("dataset_info.json", entry(source="corpus.jsonl", file_name=".."), [("E registry-file", 1, 8)]),
+    ("dataset_info.json", entry(sha256="0"), [("E registry-source", 1, 68)]),
 ]  # fmt: skip
 
 
@@ -223,7 +228,16 @@ def test_a_corpus_against_its_blocks(folder: Path, documents: int, length: int, 
 def test_every_rule_is_shown_to_fire() -> None:
     shown = {rule.split()[1] for _, _, expected in CASES for rule, _, _ in expected}
     shown |= {rule.split()[1] for _, expected in DATA_CASES for rule, _ in expected}
-    elsewhere = {"model-shape", "ds-mismatch", "data-size", "data-loss", "file-unreadable", "ds-json", "strict"}
+    elsewhere = {
+        "data-changed",
+        "model-shape",
+        "ds-mismatch",
+        "data-size",
+        "data-loss",
+        "file-unreadable",
+        "ds-json",
+        "strict",
+    }
     elsewhere |= {"remote-code", "env-program", "model-files"}  # test_check_trust.py
     assert set(schema.rules()) == shown | elsewhere
 

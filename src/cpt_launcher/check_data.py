@@ -114,22 +114,23 @@ def _file(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
         hint = "" if mounted else "a path is relative to the registry's folder"
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, hint, "registry-file"), severity)
         return
-    if not is_remote and assets.is_dir(path):
-        wrong = dataset.wrong_shards(path)
-        if wrong:
+    if misnamed := list(_target(document, entry, run)):
+        yield from misnamed
+    elif not is_remote and assets.is_dir(path):
+        if wrong := dataset.wrong_shards(path):
             yield of(Problem(wrong[0], where, wrong[1], "registry-file"))
     elif not sources.is_folder(entry.source) and (what := names.wrong_kinds([entry.staged_name])):
         hint = f'"file_name" says what it is called on the storage: NAME.jsonl, or {" ".join(corpus.EXTENSIONS)}'
         yield of(Problem(f"'{entry.staged_name}': {what}", where, hint, "registry-file"))
-    if not entry.on_storage and entry.cloud is None:
-        yield from _target(document, entry, run)
 
 
 def _target(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
+    """What is wrong with the name that an entry's data gets on the storage."""
+    if entry.on_storage or entry.cloud is not None:
+        return
     name = entry.staged_name
-    where = document.where(entry.name, "file_name" if entry.fields.get("file_name") else "source")
-    wrong = "the run has that name" if name == run else names.wrong_target(name)
-    if wrong:
+    if wrong := "the run has that name" if name == run else names.wrong_target(name):
+        where = document.where(entry.name, "file_name" if entry.fields.get("file_name") else "source")
         what = f"the data of '{entry.name}' cannot be called {name!r} on the storage: {wrong}"
         yield of(Problem(what, where, 'give it another "file_name"', "registry-file"))
 

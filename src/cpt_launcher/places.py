@@ -24,17 +24,15 @@ def refuse(copies: Sequence[Copy], layout: Layout) -> None:
     """
     staged = [copy for copy in copies if copy.cloud is None]
     folders = dict.fromkeys(copy.target if copy.is_folder else copy.target.parent for copy in staged)
-    problems = [
-        *(problem for copy in staged for problem in _name(copy, layout)),
-        *(problem for folder in folders for problem in _folder(folder, layout)),
-    ]
+    problems = [problem for copy in staged for problem in _name(copy, layout)]
+    problems = problems or [problem for folder in folders for problem in _folder(folder, layout)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
 
 
 def _name(copy: Copy, layout: Layout) -> Iterator[Problem]:
     inner = os.path.relpath(copy.target, layout.storage)
-    first = Path(inner).parts[0]
+    first = inner.split("/")[0]
     wrong = names.wrong_target(first) or names.wrong_inner(inner)
     if wrong:
         yield Problem(f"{copy.shown} cannot be staged as {inner!r}: {wrong}", str(layout.storage), _HINT)
