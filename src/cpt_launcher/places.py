@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cpt_launcher import names
@@ -12,7 +12,7 @@ from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
 
-_HINT = 'give its entry another "file_name"'
+_HINT = 'give it another name (a dataset: by its entry\'s "file_name")'
 
 
 def refuse(copies: Sequence[Copy], layout: Layout) -> None:
@@ -28,6 +28,20 @@ def refuse(copies: Sequence[Copy], layout: Layout) -> None:
     problems = problems or [problem for folder in folders for problem in _folder(folder, layout)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+
+
+def refuse_run(layout: Layout, staged: Iterable[str]) -> None:
+    """A run in a dataset's folder would be trained on.
+
+    Args:
+        staged: what the manifest names.
+
+    Raises:
+        ConfigError: the run has the name of a staged folder.
+    """
+    if any(name.startswith(f"{layout.run}/") for name in staged):
+        what = f"a dataset's folder on the storage has the name of the run '{layout.run}'"
+        raise ConfigError(Problem(what, str(layout.run_dir), "give the run another name, with name=..."))
 
 
 def _name(copy: Copy, layout: Layout) -> Iterator[Problem]:

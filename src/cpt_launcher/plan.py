@@ -107,6 +107,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         copies = (*copies, Copy(str(deepspeed), staged_deepspeed))
     dataset.refuse_collisions(copies, layout.registry)
     places.refuse(copies, layout)
+    places.refuse_run(layout, manifest.read(layout))
     packing = _packing(config, layout, [entry for entry in entries if entry.name in config.datasets])
     chosen = packing.arguments if packing else {}
     staged = {entry.name: entry.staged(config.storage) for entry in entries}

@@ -127,19 +127,29 @@ def files(url: str) -> list[tuple[str, str]]:
     except caught as error:
         raise unreadable(url, error) from None
     root = path.rstrip("/") + "/"
-    listed = [name.removeprefix(root) for name in found if not f"{name}/".endswith(("//", root))]  # no folders' marks
-    below = [(url + inner, path_of(url + inner)[len(url) :]) for inner in listed]
-    for _, inner in below:
-        if inner and (wrong := names.wrong_inner(inner)):
-            what = f"the folder lists {inner!r}, which is no file of it: {wrong}"
-            hint = "nothing was staged: is this the right server?"
-            raise DataError(Problem(what, shown(url), hint, "registry-source"))
+    listed = [name for name in found if not f"{name}/".endswith(("//", root))]  # without folders' marks
+    below = [_below(name, root, url) for name in listed]
     kept = [(full, inner) for full, inner in below if inner and not names.is_hidden(inner)]
     wrong = names.wrong_kinds(inner for _, inner in kept) if kept else "the folder holds no data"
     if wrong:
         hint = "name a folder that holds data of one kind and nothing else, or a single file"
         raise DataError(Problem(wrong, shown(url), hint, "registry-file"))
     return kept
+
+
+def _below(name: str, root: str, url: str) -> tuple[str, str]:
+    """A listed file's URL, and its path in the folder: empty for a link to the folder itself, sorted otherwise.
+
+    Raises:
+        DataError: it is not in the folder.
+    """
+    inner = path_of(url + name.removeprefix(root))[len(url) :]
+    wrong = names.wrong_inner(inner) if name.startswith(root) else "it is elsewhere"
+    if wrong and (inner or not name.startswith(root)):
+        what = f"the folder lists {shown(inner)!r}, which is no file of it: {wrong}"
+        hint = "nothing was staged: is this the right server?"
+        raise DataError(Problem(what, shown(url), hint, "registry-source"))
+    return url + name.removeprefix(root), inner
 
 
 def open_at(url: str, offset: int) -> IO[bytes]:
