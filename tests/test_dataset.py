@@ -119,3 +119,9 @@ def test_what_else_a_folder_must_not_hold(tmp_path: Path) -> None:
     (folder / "1.jsonl").unlink()
     with pytest.raises(DataError, match="the folder is empty"):
         dataset.copies(entry(folder), STORAGE)
+
+
+def test_a_folder_with_the_storage_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    with pytest.raises(DataError, match="would be staged into itself"):
+        dataset.copies(entry(tmp_path), tmp_path / "storage")

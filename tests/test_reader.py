@@ -115,3 +115,9 @@ def test_a_secret_in_a_llamafactory_yaml_is_refused() -> None:
 @pytest.mark.parametrize("text", ["", "- a", "just text"])
 def test_not_a_mapping(text: str) -> None:
     assert problems(text) == [("a config is a mapping of keys to values", "x.yaml")]
+
+
+def test_a_plain_configs_run_name_is_not_one_of_the_storages_own() -> None:
+    for name in ("models", "a.jsonl", "dataset_info.json"):
+        with pytest.raises(ConfigError, match="cannot be a run's folder"):
+            parse(PLAIN.replace("ray_run_name: p", f"ray_run_name: {name}"))

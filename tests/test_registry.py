@@ -105,7 +105,7 @@ def test_held_out_documents_of_such_an_entry(storage: Path, cpt: Cpt) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"source": "/home/victim/.ssh/id_rsa", "file_name": "{storage}/team.txt"}, "is not there"),
+        ({"source": "{storage}/../first.txt", "file_name": "{storage}/team.txt"}, "is not there"),
         ({"source": "/etc/passwd"}, "has no file_name"),
         ({"file_name": "/etc/passwd"}, "not below the storage"),
         ({"file_name": "../first.txt"}, "not below the storage"),

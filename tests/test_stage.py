@@ -579,3 +579,10 @@ def test_a_slow_server_has_more_than_five_minutes() -> None:
     system, _ = sources._system("http://127.0.0.1:1/x")
     timeout = system.client_kwargs["timeout"]
     assert (timeout.total, timeout.sock_read) == (None, 60)
+
+
+def test_a_manifest_that_nobody_can_read_is_said(storage: Path, source: Path) -> None:
+    (storage / ".cpt").mkdir()
+    (storage / ".cpt" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(StorageError, match="cannot read the manifest"):
+        staged(storage, Copy(str(source), storage / "c.jsonl", "text"))

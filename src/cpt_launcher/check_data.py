@@ -112,6 +112,7 @@ def _file(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
         mounted = given.startswith("/") and not entry.on_storage
         severity: Severity = "warning" if mounted else "error"  # the cluster may have it
         hint = "" if mounted else "a path is relative to the registry's folder"
+        hint = "put it there, or give the run an entry of your own" if entry.on_storage else hint
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, hint, "registry-file"), severity)
         return
     if misnamed := list(_target(document, entry, run)):

@@ -243,7 +243,11 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if not assets.is_dir(source):
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
+        hint = "put it there, or give the run an entry of your own" if entry.on_storage else hint
         raise DataError(Problem(what, str(entry.registry), hint, "registry-file"))
+    if Path(os.path.realpath(storage)).is_relative_to(os.path.realpath(source)):
+        what = f"the storage lies in the folder of '{entry.name}', and would be staged into itself: {source}"
+        raise DataError(Problem(what, str(entry.registry), "move the data to a folder of its own", "registry-file"))
     if found := wrong_shards(source):
         raise DataError(Problem(found[0], str(entry.registry), found[1], "registry-file"))
     return tuple(
