@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import bundle, registry
+from cpt_launcher import bundle, plan, reader, registry
 from cpt_launcher.errors import ConfigError
 from cpt_launcher.layout import Layout
 
@@ -87,6 +87,17 @@ def test_an_entry_of_the_storages_own_registry_works(storage: Path, cpt: Cpt, gi
     assert {name: after[name] for name in before} == before
     bundled = bundle.make(storage.parent / "my.yaml", [])
     assert json.loads(bundled.texts["dataset-configs/dataset_info.json"]) == {}
+
+
+def test_tokens_belong_to_such_an_entrys_data(storage: Path) -> None:
+    (storage / "dataset_info.json").write_text('{"rel": {"file_name": "rel.jsonl", "columns": {"prompt": "text"}}}')
+    (storage / "rel.jsonl").write_text(LINE)
+    config = reader.read(storage.parent / "my.yaml")
+    first = plan.plan_run(config, {}).tokens
+    assert first
+    assert plan.plan_run(config, {}).tokens == first
+    (storage / "rel.jsonl").write_text(LINE * 2)
+    assert plan.plan_run(config, {}).tokens not in (first, None)
 
 
 def test_held_out_documents_of_such_an_entry(storage: Path, cpt: Cpt) -> None:

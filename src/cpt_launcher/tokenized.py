@@ -26,16 +26,21 @@ def key(
 ) -> str | None:
     """A hash of all that the tokens depend on: the data's bytes, registry entries, tokenizer, and arguments.
 
-    None while some of the data is not on the storage as the manifest says.
+    None while some of the data is not on the storage as the manifest says. Data of the storage's own registry that cpt
+    did not put there goes by size and time.
     """
     known = manifest.read(layout)
-    hashes = {}
+    hashes: dict[str, str] = {}
     for copy in copies:
         name = copy.cloud or copy.target.relative_to(layout.storage).as_posix()
         record = known.get(name)
-        if record is None or (copy.cloud is None and not record.matches(copy.target)):
+        if record is not None and (copy.cloud is not None or record.matches(copy.target)):
+            hashes[name] = record.sha256
+        elif copy.there:  # somebody else put it there, and nobody counted or hashed it
+            now = copy.target.stat()
+            hashes[name] = f"{now.st_size} bytes of {now.st_mtime_ns}"
+        else:
             return None
-        hashes[name] = record.sha256
     arguments = {name: value for name, value in train.items() if name not in _NOT and (_is_data(name) or name in _ALSO)}
     parts = [schema.load().version, hashes, entries, arguments, _tokenizer(model)]
     text = json.dumps(parts, sort_keys=True, default=str)
