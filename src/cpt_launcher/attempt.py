@@ -82,7 +82,7 @@ class Attempt:
         watch = Watch(plan, hidden, self.show.output, self.show.event)
         program = preflight.executable(plan.argv[0], self.environ) or plan.argv[0]
         env = {key: value for key, value in self.environ.items() if key not in UNSET} | dict(plan.env)
-        env |= cluster.alone(self.environ)
+        env |= {name: value for name, value in cluster.alone(self.environ).items() if name not in plan.env}
         began, before = time.time(), self._newest_step()
         env |= self.settings
         if self.marked:
@@ -97,7 +97,7 @@ class Attempt:
             )
         self.show.step(f"starts {' '.join(plan.argv)}")
         with watch.files():
-            exited = launch.run((program, *plan.argv[1:]), env, watch.line, watch.tick)
+            exited = launch.run((program, *plan.argv[1:]), env, watch.line, watch.tick, folder=plan.folder)
             watch.finish()
             ended = self._judge(watch, exited, began)
             state = "interrupted" if ended.interrupted_by else "failed" if ended.failure else "finished"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import assets, history, launch, terminal, yamlfile
+from cpt_launcher import assets, child, history, launch, terminal, yamlfile
 from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
@@ -92,12 +91,12 @@ def ui(
         hint = "runs with `tracking: {mlflow: {}}` make one; with an address, its server has the page"
         raise ConfigError(Problem("there is no MLflow database on the storage", str(database), hint))
     argv: Sequence[str] = (
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}",
+        *child.argv("mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"),
         "--artifacts-destination", str(place / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1",
     )  # fmt: skip
     terminal.note(f"MLflow's page: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    ended = launch.run(argv, os.environ, terminal.say)
+    ended = launch.run(argv, os.environ, terminal.say, folder=child.ROOT)  # its uvicorn imports from there
     if ended.interrupted_by is not None:
         raise InterruptedRunError(Problem("ended", ""))
     raise NotReadyError(Problem(f"MLflow's server ended ({ended.code})", f"port {port}", "is the port taken? --port N"))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from cpt_launcher import child
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.nodes import Cluster, read
-from cpt_launcher.plan import UNSET, Plan
+from cpt_launcher.plan import ANYSCALE, UNSET, Plan
 
 SECONDS = 240.0  # for the whole probe: three rounds of a minute at most
 ADDRESS = "RAY_ADDRESS"
+# Ray 2.48 takes 127.0.0.1 for its node where this is off (ray/_private/services.py, `get_node_ip_address`), and then
+# all of its daemons and workers listen there alone. Its ports have no login.
+HOME = {ADDRESS: "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+COLLECTIVES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # the workers' own sockets, on one node
 
 
 def near(environ: Mapping[str, str]) -> bool:
@@ -28,10 +33,33 @@ def near(environ: Mapping[str, str]) -> bool:
 
 
 def alone(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a run needs to start Ray itself: where `ray start` left the address of a cluster that is gone, Ray 2.48
-    would try to join it for ever.
+    """What a run needs to start Ray itself, on loopback: `local` said in so many words, since Ray 2.48 would try for
+    ever to join a cluster that is gone, and would obey an address that another user left. Empty where it joins one.
     """
-    return {ADDRESS: "local"} if not environ.get(ADDRESS) and _left_behind(environ) and not near(environ) else {}
+    if near(environ) or (any(environ.get(name) for name in ANYSCALE) and not environ.get(ADDRESS)):
+        return {}
+    return HOME | {name: environ.get(name) or value for name, value in COLLECTIVES.items()}
+
+
+def gone(environ: Mapping[str, str]) -> bool:
+    """Whether `ray start` left the address of a cluster that no longer answers."""
+    return not environ.get(ADDRESS) and _left_behind(environ) is not None and not near(environ)
+
+
+def only_found(environ: Mapping[str, str]) -> str | None:
+    """The address of a cluster that is near without being named by `RAY_ADDRESS`."""
+    return _left_behind(environ) if not environ.get(ADDRESS) and near(environ) else None
+
+
+def not_obeyed(environ: Mapping[str, str]) -> str:
+    """Why the address in Ray's temporary folder, which any user can write, is left alone; empty where it is not."""
+    path = _address_file(environ)
+    owner, _ = _read(path)
+    if (environ.get(ADDRESS) or "auto") != "auto" or owner in (None, 0, os.getuid()):
+        return ""
+    return (
+        f"{path} is another user's (uid {owner}), and its Ray cluster is not joined; name it to: RAY_ADDRESS=HOST:PORT"
+    )
 
 
 def ask(environ: Mapping[str, str]) -> Cluster:
@@ -63,6 +91,7 @@ def holding(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[s
     process = subprocess.Popen(
         _command("hold"),
         env=_env(environ),
+        cwd=child.ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -95,6 +124,7 @@ def holding(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[s
                 subprocess.run(
                     _command("drop"),
                     env=_env(environ),
+                    cwd=child.ROOT,
                     input=key,
                     text=True,
                     timeout=30,
@@ -109,6 +139,8 @@ def _probe(storage: str, model: str, environ: Mapping[str, str]) -> Cluster:
         kind = "Ray Client" if address.startswith("ray://") else "the dashboard"
         hint = "run cpt on a node of the cluster, with RAY_ADDRESS=auto"
         raise NotReadyError(Problem(f"RAY_ADDRESS is an address of {kind}, which training cannot join", address, hint))
+    if address == "auto" and (why := not_obeyed(environ)):
+        raise NotReadyError(Problem("the Ray cluster here was started by another user", address, why))
     if address != "auto" and not _answers(address):
         hint = "start it (`ray start --head`), or unset RAY_ADDRESS: the run then starts Ray itself"
         raise NotReadyError(Problem("no Ray cluster answers", address, hint))
@@ -117,6 +149,7 @@ def _probe(storage: str, model: str, environ: Mapping[str, str]) -> Cluster:
         done = subprocess.run(
             _command("probe"),
             env=_env(environ),
+            cwd=child.ROOT,  # Ray gives the directory to its workers to import from
             input=request,
             text=True,
             timeout=SECONDS,
@@ -138,12 +171,23 @@ def _address(environ: Mapping[str, str]) -> str:
 
 
 def _left_behind(environ: Mapping[str, str]) -> str | None:
-    """The address in the file that `ray start` writes (ray/_private/utils.py, `read_ray_address`)."""
-    folder = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    """The address in the file that `ray start` writes, if this user or root wrote it."""
+    owner, text = _read(_address_file(environ))
+    return text if text and owner in (0, os.getuid()) else None
+
+
+def _address_file(environ: Mapping[str, str]) -> Path:
+    """As in ray/_private/utils.py, `read_ray_address`."""
+    return Path(environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+
+
+def _read(path: Path) -> tuple[int | None, str]:
+    """Whose file it is and what it says, of one and the same file; None where there is none, links included."""
     try:
-        return Path(folder, "ray", "ray_current_cluster").read_text(encoding="ascii").strip() or None
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), encoding="ascii") as file:
+            return os.fstat(file.fileno()).st_uid, file.read().strip()
     except (OSError, ValueError):
-        return None
+        return None, ""
 
 
 def _answers(address: str) -> bool:
@@ -156,9 +200,9 @@ def _answers(address: str) -> bool:
 
 
 def _command(task: str) -> Sequence[str]:
-    return (sys.executable, "-m", "cpt_launcher.ray_cluster", task)
+    return child.argv("cpt_launcher.ray_cluster", task)
 
 
 def _env(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {key: value for key, value in environ.items() if key not in UNSET}
-    return {**kept, ADDRESS: _address(environ), "RAY_USAGE_STATS_ENABLED": "0"}
+    return child.env({**kept, ADDRESS: _address(environ), "RAY_USAGE_STATS_ENABLED": "0"})

@@ -66,7 +66,7 @@ def _transfer() -> Item:
 
 def _cluster(environ: Mapping[str, str]) -> Item:
     if not cluster.near(environ):
-        return Item("ray cluster", "none: a run starts Ray on this machine")
+        return Item("ray cluster", cluster.not_obeyed(environ) or "none: a run starts Ray on this machine")
     try:
         there = cluster.ask(environ)
     except CptError as error:

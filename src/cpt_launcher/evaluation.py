@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import checkpoints, disk, export, subtask
+from cpt_launcher import checkpoints, child, disk, export, subtask
+from cpt_launcher.assets import REGISTRY
+from cpt_launcher.dataset import read_registry
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
@@ -93,7 +94,8 @@ def evaluate(
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
         say(f"evaluates {name}: {model}")
-        found = _evaluate({**arguments, "model_name_or_path": model}, environ, run.secrets, on_cpu=on_cpu)
+        env = subtask.needed(environ, model, _entries(arguments))
+        found = _evaluate({**arguments, "model_name_or_path": model}, env, run.secrets, on_cpu=on_cpu)
         losses.append(found["eval_loss"])
         blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
         tokens = blocks * number(train, "cutoff_len")
@@ -102,6 +104,13 @@ def evaluate(
     result = Evaluation(data, tokens, chosen.step, first, _perplexity(first), last, _perplexity(last))
     disk.write_json(run.layout.evaluation, asdict(result))
     return result
+
+
+def _entries(arguments: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The registry's entries of what is evaluated on; all of them where that is not said by name."""
+    known = read_registry(Path(str(arguments["dataset_dir"]), REGISTRY))
+    wanted = str(arguments.get("eval_dataset") or arguments.get("dataset") or "").replace(" ", "").split(",")
+    return [entry.fields for name, entry in known.items() if name in wanted or wanted == [""]]
 
 
 def _evaluate(
@@ -114,7 +123,7 @@ def _evaluate(
     with tempfile.TemporaryDirectory(prefix="cpt-eval-") as place:
         recipe, results = Path(place, "eval.yaml"), Path(place, "output", "eval_results.json")
         disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(results.parent)}))
-        argv = (sys.executable, "-m", "llamafactory.cli", "train", str(recipe))
+        argv = child.argv("llamafactory.cli", "train", str(recipe))
         hint = "cpt validate --strict asks LLaMA-Factory's own parser"
         subtask.run(argv, env, "the evaluation", where, hint, secrets=secrets)
         return dict(json.loads(results.read_text(encoding="utf-8")))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, checkpoints, disk, footprint, subtask
+from cpt_launcher import assets, checkpoints, child, disk, footprint, subtask
 from cpt_launcher.checkpoints import Checkpoint
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.exporting import gathered
@@ -110,8 +109,13 @@ def export(
         "arguments": {"trust_remote_code": bool(train.get("trust_remote_code")), **options.arguments},
     }
     try:
-        env = {**environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-        argv, hint = (sys.executable, "-m", "cpt_launcher.exporting"), "is the checkpoint sound? cpt checkpoints looks"
+        env = {
+            **subtask.needed(environ),
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        argv, hint = child.argv("cpt_launcher.exporting"), "is the checkpoint sound? cpt checkpoints looks"
         seen = subtask.run(
             argv, env, "the export", str(chosen.path), hint, given=json.dumps(request), secrets=run.secrets
         )

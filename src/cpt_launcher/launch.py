@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from cpt_launcher import child
 from cpt_launcher.errors import InterruptedRunError, Problem
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -47,17 +48,20 @@ def run(
     tick: Callable[[], None] = lambda: None,
     *,
     given: str = "",
+    folder: Path | None = None,
 ) -> Exit:
     """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty
-    times a second. SIGINT, SIGTERM and SIGHUP go on to it. `given` is what it reads on stdin.
+    times a second. SIGINT, SIGTERM and SIGHUP go on to it. `given` is what it reads on stdin, `folder` its
+    working directory where that is not this process's own.
     """
     _adopt_orphans()
     mine = _children()
     with (
         _Signals() as signals,
         subprocess.Popen(
-            [sys.executable, "-m", "cpt_launcher.guard", *argv],
-            env=dict(env),
+            child.argv("cpt_launcher.guard", *argv),
+            env=child.env(env),
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -168,10 +172,18 @@ def interruptible(next_step: str = "the same command goes on where it was") -> I
         raise InterruptedRunError(Problem("interrupted", "", next_step)) from None
 
 
-def ask(*argv: str) -> str | None:
-    """The output of a short command in the working directory; None where it fails or is not there."""
+def ask(*argv: str, env: Mapping[str, str] | None = None) -> str | None:
+    """The output of a short command in the working directory; None where it fails or is not there. `env` is added."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
         return done.stdout.strip()
     return None
 

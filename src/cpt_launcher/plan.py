@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from cpt_launcher import (
     assets,
     check_secrets,
+    child,
     dataset,
     derive,
     manifest,
@@ -32,6 +32,7 @@ from cpt_launcher.layout import Layout
 from cpt_launcher.render import render
 from cpt_launcher.secrets import telling
 
+ANYSCALE = ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID")  # set on its nodes
 # An inherited one of these makes LLaMA-Factory or Ray take another road than the one planned here:
 # torchrun, other trainers, arguments unchecked (llamafactory/cli.py, hparams/parser.py), Ray Train V2.
 UNSET = ("FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS", "RAY_TRAIN_V2_ENABLED")
@@ -46,7 +47,8 @@ class Plan:
     process to start.
 
     `block` is cutoff_len, in tokens; `tokens_per_step` counts all workers, 0 where blocks are not packed. `tokens`
-    names the tokenised corpus that belongs to the run, made or not; None until the data is staged.
+    names the tokenised corpus that belongs to the run, made or not; None until the data is staged. `folder` is where
+    the process starts, None for the launcher's own working directory: Ray has its workers import from there.
     """
 
     config: Path
@@ -69,6 +71,7 @@ class Plan:
     keep: int = 0
     retries: int = 0
     packing: derive.Packing | None = None
+    folder: Path | None = None
 
     @property
     def tokenized(self) -> bool:
@@ -143,6 +146,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         keep=config.keep,
         retries=config.retries,
         packing=packing,
+        folder=child.ROOT,
     )
 
 
@@ -237,7 +241,7 @@ def _tokens_per_step(train: Mapping[str, object], workers: int) -> int:
 def _argv(layout: Layout, device: str) -> tuple[str, ...]:
     if device == "gpu":
         return ("llamafactory-cli", "train", str(layout.train_yaml))
-    return (sys.executable, "-m", "cpt_launcher.cpu_workers", "train", str(layout.train_yaml))
+    return child.argv("cpt_launcher.cpu_workers", "train", str(layout.train_yaml))
 
 
 def _base_env(device: str) -> dict[str, str]:
@@ -269,7 +273,7 @@ def _is_anyscale(config: RunConfig, environ: Mapping[str, str]) -> bool:
     """Whether to ask in Anyscale's words: said in the config, else seen from its environment variables."""
     if config.resources.cluster != "auto":
         return config.resources.cluster == "anyscale"
-    return any(environ.get(name) for name in ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID"))
+    return any(environ.get(name) for name in ANYSCALE)
 
 
 def deepspeed_file(config: RunConfig) -> Path | None:

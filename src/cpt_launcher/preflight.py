@@ -65,8 +65,10 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     elif cluster.near(environ):
         lost = f" and {', '.join(plan.secrets)} not handed over" if plan.secrets else ""
         ready = Ready(marked=False, warnings=(f"the cluster is not asked: checkpoints are copied Ray's own way{lost}",))
-    elif cluster.alone(environ):
+    elif cluster.gone(environ):
         ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
+    if why := cluster.not_obeyed(environ):
+        ready = replace(ready, warnings=(*ready.warnings, why))
     if found:
         raise NotReadyError(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
     return replace(ready, warnings=(*ready.warnings, *sizing.warnings(plan, environ, _card(plan))))
@@ -126,6 +128,10 @@ def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tup
     if absent or own_hook:
         why = "the YAML has a worker hook of its own" if own_hook else f"cpt-launcher is not on {', '.join(absent)}"
         warnings.append(f"checkpoints are copied by every rank, Ray's own way: {why}")
+    if plan.secrets and (address := cluster.only_found(environ)):
+        warnings.append(
+            f"hands {', '.join(plan.secrets)} to the Ray cluster at {address}, found here: RAY_ADDRESS names none"
+        )
     return Ready(there, not absent and not own_hook, tuple(warnings)), found
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
-from cpt_launcher import disk, preflight, subtask, token_count
+from cpt_launcher import child, disk, preflight, subtask, token_count
 from cpt_launcher.attempt import Show
 from cpt_launcher.config import RunConfig
 from cpt_launcher.errors import DataError, Problem
@@ -40,8 +39,9 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     layout = plan.layout
     target, part = layout.tokenized(name), layout.tokenized(f".{name}.part")
     recipe = layout.tokenized(f".{name}.yaml")
-    env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
-    argv = (sys.executable, "-m", "cpt_launcher.tokenizing", str(recipe), str(part))
+    kept = subtask.needed(environ, plan.model, plan.entries.values(), plan.secrets)
+    env = {key: value for key, value in kept.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
+    argv = child.argv("cpt_launcher.tokenizing", str(recipe), str(part))
     disk.require_no_foreign_links(layout.storage, part)
     disk.remove_tree(part)
     disk.write_text(recipe, plan.train_yaml)

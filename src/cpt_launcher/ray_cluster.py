@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import select
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ NAMESPACE = b"cpt"
 PACKAGES = ("llamafactory", "deepspeed", "ray", "torch", "transformers", "accelerate", "datasets", "mlflow")
 SECONDS = 60.0  # for a node to answer; a worker process takes a few to start
 MARK = ".cpt-probe-"
+RENEWED, VALID = 60.0, 900.0  # seconds: how often the holder renews secrets, and how long they count without it
 
 
 def main() -> int:
@@ -143,34 +146,63 @@ def _remove(storage: str, marks: list[str]) -> dict[str, Any]:
 
 
 def hold(values: Mapping[str, str]) -> None:
-    """Keep `values` in the cluster's memory under a random key, printed, until stdin ends or a signal comes.
+    """Keep `values` in the cluster's memory under a key, printed, until stdin ends or a signal comes.
 
     The key-value store of Ray's control service: what it holds stands in no log and no file (unless the cluster's
-    owner gave it a Redis to keep its state in). No job is registered for it.
+    owner gave it a Redis to keep its state in), and whoever reaches the cluster can list and read it. No job is
+    registered for it. An entry that nobody renews, its holder having been killed, expires; the next holder removes it.
     """
     client, key = _client(), secrets.token_hex(16)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
-        client.internal_kv_put(key.encode(), json.dumps(dict(values)).encode(), True, NAMESPACE)
+        sweep(client)
+        _renew(client, key, values)
         _say({"key": key})
-        sys.stdin.read()  # ends with the launcher, however that ends
+        while not select.select([sys.stdin], [], [], RENEWED)[0]:  # stdin ends with the launcher, however that ends
+            _renew(client, key, values)
     finally:
         client.internal_kv_del(key.encode(), False, NAMESPACE)
+
+
+def _renew(client: Any, key: str, values: Mapping[str, str]) -> None:
+    value = json.dumps({"until": time.time() + VALID, "values": dict(values)})
+    client.internal_kv_put(key.encode(), value.encode(), True, NAMESPACE)
+
+
+def sweep(client: Any) -> None:
+    """Remove what nobody renews any more."""
+    for key in client.internal_kv_keys(b"", NAMESPACE):
+        found = client.internal_kv_get(key, NAMESPACE)
+        if found is not None and _until(found) < time.time():
+            client.internal_kv_del(key, False, NAMESPACE)
+
+
+def _until(entry: bytes) -> float:
+    """When an entry expires; 0 for what is none of `hold`'s."""
+    try:
+        return float(json.loads(entry)["until"])
+    except (ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def receive(key: str) -> dict[str, str]:
     """In a worker: the secrets that the launcher holds under `key`.
 
     Raises:
-        RuntimeError: there are none: the launcher is gone.
+        RuntimeError: there are none, or they have expired: the launcher is gone.
     """
     from ray.experimental.internal_kv import _internal_kv_get
 
     found = _internal_kv_get(key, namespace=NAMESPACE)
     if found is None:
         raise RuntimeError("the launcher's secrets are not in the cluster's memory: is cpt run still there?")
-    return dict(json.loads(found))
+    if (late := time.time() - _until(found)) > 0:
+        raise RuntimeError(
+            f"the launcher's secrets expired {late:.0f} s ago, since it no longer renews them: start cpt run again"
+            " (where it is still there, compare this node's clock with its own)"
+        )
+    return dict(json.loads(found)["values"])
 
 
 def _say(value: object) -> None:

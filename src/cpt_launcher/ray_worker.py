@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ HOOK = "cpt_launcher.ray_worker.setup"
 KEEP, NEXT_HOOK, SECRETS_KEY, TOKENS = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY", "CPT_TOKENS"
 RUN_NAME = "CPT_RUN_NAME"
 MARKER = "cpt-complete.json"
+RENDEZVOUS = "torch.distributed.rendezvous"
 INTEGRATIONS = "transformers.integrations.integration_utils"
 CALLBACKS = "ray.train.huggingface.transformers._transformers_utils"
 
@@ -33,6 +35,7 @@ def setup() -> None:
         os.environ.update(receive(key))
     AfterImport.install(CALLBACKS, _replace_on_save)
     AfterImport.install(INTEGRATIONS, _tolerate)
+    AfterImport.install(RENDEZVOUS, _stay_home)
     token_count.install(os.environ.get(TOKENS))
     if hook := os.environ.get(NEXT_HOOK):
         module, _, name = hook.rpartition(".")
@@ -143,6 +146,19 @@ def _barrier() -> None:
 
 def _replace_on_save(module: Any) -> None:
     module.RayTrainReportCallback.on_save = on_save
+
+
+def _stay_home(module: Any) -> None:
+    """Where the ranks meet on loopback, have their store listen there alone: torch's own does on every interface."""
+    store = module.TCPStore
+
+    def on_loopback(*arguments: Any, **named: Any) -> Any:
+        if named.get("is_master") and named.get("host_name") in ("127.0.0.1", "localhost") and named.get("port"):
+            listening = socket.create_server(("127.0.0.1", named["port"]), backlog=1024)
+            named["master_listen_fd"] = listening.detach()
+        return store(*arguments, **named)
+
+    module.TCPStore = on_loopback
 
 
 def _tolerate(module: Any) -> None:

@@ -39,6 +39,8 @@ def render(
         "resources_per_worker": labels,
         "placement_strategy": placement,
         "env_vars": dict(env_vars),
+        # Where a run starts Ray itself, its dashboard has no login; on a cluster the setting does nothing.
+        "ray_settings": {} if anyscale else {"include_dashboard": False},
     }
     return _fill(config.template, values)
 

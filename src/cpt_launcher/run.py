@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,11 @@ from cpt_launcher.results import Results
 from cpt_launcher.secrets import named, redact, values
 
 FIRST_WAIT, LONGEST_WAIT = 10.0, 300.0  # seconds before another try
+# The repository may be another's, and its own settings name programs that git runs: a monitor, hooks (an index that is
+# written), transports (a partial clone fetches what it lacks), filters.
+_GIT = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+_NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
+_FILTER = re.compile(r"^(local|worktree)\tfilter\..*\.(clean|process)=", re.MULTILINE)
 ROOM_POLL, ROOM_WAIT = 15.0, 3600.0  # seconds for which a cluster that lost a node is waited for
 
 
@@ -187,9 +193,17 @@ def _going_on(layout: Layout, where: str) -> NotReadyError:
 
 
 def _git() -> dict[str, object] | None:
-    """The working directory's commit, and whether anything differs from it."""
+    """The working directory's commit, and whether anything differs from it; None for the latter where that would run
+    programs that the repository names itself: its filters, to compare a file with what is committed.
+    """
     commit = launch.ask("git", "rev-parse", "HEAD")
-    return {"commit": commit, "changed": bool(launch.ask("git", "status", "--porcelain"))} if commit else None
+    if not commit:
+        return None
+    settings = launch.ask("git", "config", "--list", "--show-scope")
+    if settings is None or _FILTER.search(settings):
+        return {"commit": commit, "changed": None}
+    status = launch.ask(*_GIT, "status", "--porcelain", "--ignore-submodules=dirty", env=_NO_TRANSPORT)
+    return {"commit": commit, "changed": None if status is None else bool(status)}
 
 
 def stage_missing(plan: Plan, show: Show) -> None:

@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cpt_launcher import launch
+from cpt_launcher.config import SECRET_NAME
+from cpt_launcher.dataset import REMOTE_KEYS
 from cpt_launcher.errors import CptError, InterruptedRunError, Problem, TrainingError
 from cpt_launcher.explain import explain
 from cpt_launcher.secrets import redact, values
 
 RESULT = "cpt-result "
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 LINES, WORDS = 2000, 40
+
+
+def needed(
+    environ: Mapping[str, str],
+    model: str = "/",
+    entries: Iterable[Mapping[str, object]] = (),
+    secrets: Sequence[str] = (),
+) -> dict[str, str]:
+    """`environ` without secrets that the work has no need of.
+
+    Args:
+        model: a hub's may need the hub's token, a folder needs none.
+        entries: the dataset registry's, of what it reads; with remote ones among them all secrets stay.
+        secrets: names that the config gives beside those that sound like one.
+    """
+    if any(key in entry for entry in entries for key in REMOTE_KEYS):
+        return dict(environ)
+    hidden = {*secrets, *values((), environ), *(name for name in environ if SECRET_NAME.search(name))}
+    hidden -= set() if model.startswith("/") else set(HUB_TOKENS)
+    return {name: value for name, value in environ.items() if name not in hidden}
 
 
 def run(
