@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from cpt_launcher import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECRETS = {"PLANTED_SECRET": "planted-4e1b7c", "HF_TOKEN": "hf_planted9d2f", "MLFLOW_TRACKING_TOKEN": "dapiplanted77"}
-CPT = [sys.executable, "-m", "cpt_launcher"]
+CPT = [str(Path(sys.executable).with_name("cpt"))]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,29 @@ class Place:
                 continue
         return [line for line in lines if str(self.ray) in line]
 
+    def listening(self) -> dict[tuple[str, str], int]:
+        """The addresses that this place's processes listen on now, by (program, host), with how many sockets each."""
+        import psutil
+
+        found: dict[tuple[str, str], int] = {}
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("RAY_TMPDIR") == str(self.ray)
+                for socket in process.net_connections("tcp") if mine else ():
+                    if socket.status == psutil.CONN_LISTEN:
+                        key = (process.name(), socket.laddr.ip)
+                        found[key] = found.get(key, 0) + 1
+            except psutil.Error:
+                continue
+        return found
+
+
+@dataclass
+class Watch:
+    """What listened at any time while the demo trained."""
+
+    listened: dict[tuple[str, str], int]
+
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -139,8 +163,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="session")
-def trained(place: Place) -> subprocess.CompletedProcess[str]:
-    """The demo, once for all tests, in a directory that holds nothing."""
-    return subprocess.run(
-        [*CPT, "demo"], cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=900, check=False
-    )
+def watch() -> Watch:
+    return Watch({})
+
+
+PLANTED = ("tokenize", "llamafactory", "ray", "torch", "mlflow", "deepspeed")
+
+
+@pytest.fixture(scope="session")
+def trained(place: Place, watch: Watch) -> subprocess.CompletedProcess[str]:
+    """The demo, once for all tests, in a directory that holds nothing but modules that nobody is to import."""
+    (place.work / "cpt_launcher").mkdir()
+    for name in (*PLANTED, "cpt_launcher/__init__", "cpt_launcher/guard", "cpt_launcher/ray_worker"):
+        marker = f"open({str(place.ray / 'imported')!r}, 'a').write(__name__ + chr(10))\n"
+        (place.work / f"{name}.py").write_text(marker)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.5):
+            for key, count in place.listening().items():
+                watch.listened[key] = max(count, watch.listened.get(key, 0))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        return subprocess.run(
+            [*CPT, "demo"], cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=900, check=False
+        )
+    finally:
+        over.set()
+        looking.join()

@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check_trust": {"arguments", "assets", "dataset", "errors", "findings", "model_files", "yamlfile"},
     "places": {"corpus", "dataset", "errors", "layout", "names"},
     "registry": {"dataset", "disk", "errors", "layout"},
-    "subtask": {"config", "dataset", "errors", "explain", "launch", "secrets"},
+    "subtask": {"dataset", "errors", "explain", "launch", "secrets"},
     "tokenized": {"dataset", "layout", "manifest", "schema"},
     "transfer": {"corpus", "dataset", "disk", "errors", "records", "source"},
     "exporting": {"subtask"},
@@ -136,9 +136,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_job": {"assets", "bundle", "cli_check", "errors", "job_anyscale", "job_ray", "launch", "terminal"},
     "cli_plan": {"cli_check", "errors", "memory", "pace", "plan", "progress", "reader", "sizing", "terminal"},
     "cli": {
-        "__init__", "assets", "cli_check", "cli_job", "cli_models", "cli_plan", "cli_runs", "config", "demo", "disk",
-        "editor", "errors", "fetch", "findings", "launch", "live", "plan", "pretokenize", "reader", "run", "schema",
-        "stage", "terminal", "validate",
+        "__init__", "assets", "cli_check", "cli_job", "cli_models", "cli_plan", "cli_runs", "cluster", "config",
+        "demo", "disk", "editor", "errors", "fetch", "findings", "launch", "live", "plan", "pretokenize", "reader",
+        "run", "schema", "stage", "terminal", "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip

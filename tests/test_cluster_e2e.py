@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -44,6 +45,9 @@ class Head:
         return subprocess.run(
             [sys.executable, "-c", LOOK], env=self.env(), capture_output=True, text=True, check=True
         ).stdout.strip()  # fmt: skip
+
+    def held_keys(self) -> list[str]:
+        return [key.decode() for key in ast.literal_eval(self.held())]
 
 
 def start(
@@ -158,6 +162,40 @@ def test_secrets_leave_the_memory_however_their_holder_ends(head: Head) -> None:
         while head.held() != "[]" and time.monotonic() < deadline:
             time.sleep(0.2)
         assert head.held() == "[]", ending
+
+
+EXPIRED = """
+import json, sys, time
+from cpt_launcher import ray_cluster
+client = ray_cluster._client()
+late, good = ({"until": time.time() + seconds, "values": {"A": "1"}} for seconds in (-5, 100))
+for name, value in (("late", late), ("good", good), ("older", {"A": "left behind by an older version"})):
+    client.internal_kv_put(name.encode(), json.dumps(value).encode(), True, ray_cluster.NAMESPACE)
+import ray
+ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+print(ray_cluster.receive("good"))
+for name in ("late", "older", "none"):
+    try:
+        print(ray_cluster.receive(name))
+    except RuntimeError as error:
+        print(name, str(error)[:29])
+"""
+
+
+def test_secrets_that_nobody_renews_expire_and_are_removed_by_the_next_holder(head: Head) -> None:
+    command = [sys.executable, "-c", EXPIRED]
+    done = subprocess.run(command, env=head.env(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "{'A': '1'}",
+        "late the launcher's secrets expired",
+        "older the launcher's secrets expired",
+        "none the launcher's secrets are not",
+    ]
+    with cluster.holding({"A": "1"}, head.env()) as key:
+        assert sorted(head.held_keys()) == sorted([key, "good"])
+    drop = "from cpt_launcher import ray_cluster as r; r._client().internal_kv_del(b'good', False, r.NAMESPACE)"
+    subprocess.run([sys.executable, "-c", drop], env=head.env(), check=True)
+    assert head.held() == "[]"
 
 
 @pytest.fixture

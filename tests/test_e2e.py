@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import CPT, REPOSITORY, SECRETS, Place
+from .conftest import CPT, REPOSITORY, SECRETS, Place, Watch
 
 pytestmark = pytest.mark.e2e
 
@@ -93,6 +93,18 @@ def test_no_secret_is_written_anywhere(place: Place, trained: subprocess.Complet
     assert not any(value in trained.stdout + trained.stderr for value in SECRETS.values())
 
 
+def test_it_listens_on_loopback_alone(trained: subprocess.CompletedProcess[str], watch: Watch) -> None:
+    programs = {program for program, _ in watch.listened}
+    assert programs >= {"gcs_server", "raylet"}
+    assert any(program.startswith("ray::") for program in programs), programs
+    assert {host for _, host in watch.listened} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, watch.listened
+
+
+def test_nothing_of_the_working_directory_is_imported(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    assert (place.work / "tokenize.py").is_file()
+    assert not (place.ray / "imported").exists(), (place.ray / "imported").read_text()
+
+
 def test_nothing_is_left_running(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
     assert place.processes() == []
 
@@ -159,7 +171,9 @@ def tracked_once(place: Place) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [*CPT, "ui", "--storage", str(place.storage), "--port", str(port)]
-    with subprocess.Popen(command, env=place.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as page:
+    with subprocess.Popen(
+        command, cwd=place.work, env=place.env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as page:
         try:
             (run,) = ask_mlflow(port, "runs/search", {"experiment_ids": ["1"]}, page)["runs"]
             found = ask_mlflow(port, "experiments/search", {"filter": "name = 'stopped'", "max_results": 9}, page)
@@ -168,6 +182,7 @@ def tracked_once(place: Place) -> None:
         finally:
             page.terminate()
             assert page.wait(60) == 130
+    assert not (place.ray / "imported").exists(), (place.ray / "imported").read_text()
     assert [row["experiment_id"] for row in found["experiments"]] == ["1"]
     assert (run["info"]["run_name"], run["info"]["status"]) == ("stopped", "FINISHED")
     steps = sorted({row["step"] for row in history})

@@ -81,6 +81,7 @@ def test_gemma3_4b_on_anyscale_is_the_guides_recipe() -> None:
 def test_gemma3_4b_on_plain_ray_asks_in_rays_words() -> None:
     resources = {"GPU": 1, "accelerator_type:L40S": 0.001}
     expected = {**GUIDE, "resources_per_worker": resources, "placement_strategy": "STRICT_PACK"}
+    expected["ray_init_kwargs"] = {"include_dashboard": False, **GUIDE["ray_init_kwargs"]}
     assert yaml.safe_load(gemma("resources.cluster=ray")) == expected
 
 

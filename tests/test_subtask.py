@@ -41,3 +41,19 @@ def test_without_an_exception_the_last_words_are_said_in_the_error_asked_for() -
     with pytest.raises(DataError, match="the work failed: no such model") as failure:
         run("import sys; print('no such  model'); sys.exit(3)", error=DataError)
     assert TOKEN not in str(failure.value)
+
+
+def test_a_secret_goes_only_where_it_may_be_needed() -> None:
+    environ = {
+        "HOME": "/h",
+        "HF_TOKEN": TOKEN,
+        "API_KEY": "x",
+        "OWN": "named in the config",
+        "TOKENIZERS_PARALLELISM": "1",
+    }
+    plain = {"HOME": "/h", "TOKENIZERS_PARALLELISM": "1"}
+    assert subtask.needed(environ, secrets=("OWN",)) == plain
+    assert subtask.needed(environ, "some/model", secrets=("OWN",)) == {**plain, "HF_TOKEN": TOKEN}
+    entries = [{"file_name": "a.jsonl"}, {"cloud_file_name": "s3://b/c.jsonl"}]
+    assert subtask.needed(environ, "/a/folder", entries[:1], ("OWN",)) == plain
+    assert subtask.needed(environ, "/a/folder", entries) == environ

@@ -11,7 +11,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import __version__, assets, cli_job, cli_models, cli_plan, cli_runs, disk, launch, reader, terminal
+from cpt_launcher import (
+    __version__,
+    assets,
+    cli_job,
+    cli_models,
+    cli_plan,
+    cli_runs,
+    cluster,
+    disk,
+    launch,
+    reader,
+    terminal,
+)
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
@@ -258,7 +270,7 @@ def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
     except CptError as error:
         terminal.note(f"warning: a real run would stop here: {error}")
     plan = plans.plan_run(loaded, os.environ, name)
-    terminal.answer(plans.describe(plan, os.environ), nl=False)
+    terminal.answer(plans.describe(plan, os.environ, cluster.alone(os.environ)), nl=False)
     for name in plan.secrets:
         if not os.environ.get(name):
             terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
@@ -299,10 +301,10 @@ def deepspeed_file(config: RunConfig) -> Path | None:
     return found.absolute()
 
 
-def describe(plan: Plan, environ: Mapping[str, str]) -> str:
-    """The plan as text for a person; secrets by name only."""
+def describe(plan: Plan, environ: Mapping[str, str], alone: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The plan as text for a person; secrets by name only. `alone`: what it gets for starting Ray itself."""
     secrets = {name: "(set, not shown)" if environ.get(name) else "(NOT SET)" for name in plan.secrets}
-    env = {**{key: _masked(key, value) for key, value in plan.env.items()}, **secrets}
+    env = {**{key: _masked(key, value) for key, value in {**alone, **plan.env}.items()}, **secrets}
     unset = [name for name in UNSET if name in environ]
     copies = [f"  {copy.shown}\n    -> {copy.place}" for copy in plan.copies]
     merged = [f"  {name} -> {plan.layout.registry}" for name in plan.entries]
@@ -316,7 +318,7 @@ def describe(plan: Plan, environ: Mapping[str, str]) -> str:
         f"\nRendered as {plan.layout.train_yaml}:\n\n{plan.train_yaml.rstrip()}",
         "\n".join(["", "Environment:", *(f"  {key}={value}" for key, value in env.items())]),
         *(f"  (removed) {name}" for name in unset),
-        f"\nCommand:\n  {' '.join(plan.argv)}",
+        f"\nCommand:\n  {shlex.join(plan.argv)}",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 

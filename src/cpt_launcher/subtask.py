@@ -7,11 +7,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from cpt_launcher import launch
-from cpt_launcher.config import SECRET_NAME
 from cpt_launcher.dataset import REMOTE_KEYS
 from cpt_launcher.errors import CptError, InterruptedRunError, Problem, TrainingError
 from cpt_launcher.explain import explain
-from cpt_launcher.secrets import redact, values
+from cpt_launcher.secrets import redact, telling, values
 
 RESULT = "cpt-result "
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -33,7 +32,7 @@ def needed(
     """
     if any(key in entry for entry in entries for key in REMOTE_KEYS):
         return dict(environ)
-    hidden = {*secrets, *values((), environ), *(name for name in environ if SECRET_NAME.search(name))}
+    hidden = {*secrets, *values((), environ), *(name for name, value in environ.items() if telling(name, value))}
     hidden -= set() if model.startswith("/") else set(HUB_TOKENS)
     return {name: value for name, value in environ.items() if name not in hidden}
 
