@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ ADDRESS = "RAY_ADDRESS"
 # Ray 2.48 takes 127.0.0.1 for its node where this is off (ray/_private/services.py, `get_node_ip_address`), and then
 # all of its daemons and workers listen there alone. Its ports have no login.
 HOME = {ADDRESS: "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-COLLECTIVES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # the workers' own sockets, on one node
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+COLLECTIVES = {"GLOO_SOCKET_IFNAME": _LOOPBACK, "NCCL_SOCKET_IFNAME": _LOOPBACK}  # the workers' own sockets
 
 
 def near(environ: Mapping[str, str]) -> bool:
