@@ -83,6 +83,10 @@ def test_cpt_ui_does_not_take_the_working_directorys_modules(planted: Path) -> N
     assert not planted.exists(), planted.read_text()
 
 
+def test_there_is_nothing_to_import_where_training_starts() -> None:
+    assert {path.suffix for path in child.FOLDER.iterdir()} == {".json"}
+
+
 def test_every_helper_is_started_this_way() -> None:
     """No module of ours says `-m` itself."""
     sources = {path.name: path.read_text() for path in Path(child.__file__).parent.glob("*.py")}

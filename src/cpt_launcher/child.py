@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent  # what this package is imported from
+FOLDER = Path(__file__).resolve().parent / "data"  # a directory to start in that holds no module
 _WITHOUT = "import runpy, sys; sys.path.pop(0); runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 
 

@@ -96,7 +96,7 @@ def ui(
         "--workers", "1",
     )  # fmt: skip
     terminal.note(f"MLflow's page: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    ended = launch.run(argv, os.environ, terminal.say, folder=child.ROOT)  # its uvicorn imports from there
+    ended = launch.run(argv, os.environ, terminal.say, folder=child.FOLDER)  # its uvicorn imports from there
     if ended.interrupted_by is not None:
         raise InterruptedRunError(Problem("ended", ""))
     raise NotReadyError(Problem(f"MLflow's server ended ({ended.code})", f"port {port}", "is the port taken? --port N"))

@@ -93,7 +93,7 @@ def holding(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[s
     process = subprocess.Popen(
         _command("hold"),
         env=_env(environ),
-        cwd=child.ROOT,
+        cwd=child.FOLDER,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -126,7 +126,7 @@ def holding(values: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[s
                 subprocess.run(
                     _command("drop"),
                     env=_env(environ),
-                    cwd=child.ROOT,
+                    cwd=child.FOLDER,
                     input=key,
                     text=True,
                     timeout=30,
@@ -151,7 +151,7 @@ def _probe(storage: str, model: str, environ: Mapping[str, str]) -> Cluster:
         done = subprocess.run(
             _command("probe"),
             env=_env(environ),
-            cwd=child.ROOT,  # Ray gives the directory to its workers to import from
+            cwd=child.FOLDER,  # Ray gives the directory to its workers to import from
             input=request,
             text=True,
             timeout=SECONDS,

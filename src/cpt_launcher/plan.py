@@ -148,7 +148,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         keep=config.keep,
         retries=config.retries,
         packing=packing,
-        folder=child.ROOT,
+        folder=child.FOLDER,
     )
 
 
