@@ -262,7 +262,8 @@ def gpus_here() -> int:
 def executable(name: str, environ: Mapping[str, str]) -> str | None:
     """A command on PATH, else beside this Python: `.venv/bin/cpt` works without activating the venv."""
     beside = Path(sys.executable).parent
-    return shutil.which(name, path=environ.get("PATH")) or shutil.which(name, path=str(beside))
+    found = shutil.which(name, path=environ.get("PATH")) or shutil.which(name, path=str(beside))
+    return str(Path(found).absolute()) if found else None
 
 
 def _card(plan: Plan) -> str:
