@@ -249,6 +249,23 @@ def test_the_lines_of_two_workers_are_not_mixed_up() -> None:
     assert found.cause == "Halt"
 
 
+def test_a_task_error_has_frames_without_a_header() -> None:
+    frames = ["  " + line.strip() for line in stderr_of(RAISED[4][0])[1:-1]]
+    wrapped = "ray.exceptions.RayTaskError(Halt): \x1b[36mray::_Inner.train()\x1b[39m (pid=9, ip=10.0.0.1)"
+    found = explain.explain([wrapped, *frames, "Halt", "the driver is done"])
+    assert found is not None
+    assert (found.cause, found.origin) == ("Halt", "a worker on 10.0.0.1 (pid 9)")
+
+
+def test_stacks_that_are_only_shown_are_no_tracebacks() -> None:
+    logged = (
+        "import logging; logging.warning('slow', stack_info=True); print('INFO: done', file=__import__('sys').stderr)"
+    )
+    dumped = "import faulthandler; faulthandler.dump_traceback(); print('Loading: 3', file=__import__('sys').stderr)"
+    for program in (logged, dumped):
+        assert explain.explain(stderr_of(program + "; exit(3)")) is None
+
+
 def test_what_is_said_in_passing_is_no_cause() -> None:
     program = "import warnings; warnings.simplefilter('always'); warnings.warn('old', DeprecationWarning)\nexit(3)"
     passing = [

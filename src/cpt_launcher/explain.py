@@ -105,22 +105,23 @@ def _errors(lines: Sequence[str]) -> Iterator[tuple[int, str, bool]]:
 
 class _Tracebacks:
     """Finds the lines in which tracebacks end, whatever the exception is called. Each process's lines are followed on
-    their own: those of Ray's workers are mixed. RayTaskError's frames have no header above them.
+    their own: those of Ray's workers are mixed. RayTaskError's frames stand below a line with its task.
     """
 
     def __init__(self) -> None:
-        self._open: set[str] = set()
+        self._has_frames: dict[str, bool] = {}  # of the tracebacks that have not ended
 
     def ends(self, line: str) -> bool:
         """Whether this line names the exception of the traceback above it."""
         clean = _COLOUR.sub("", line)
         own = _ORIGIN.match(clean)
         who, text = (own[1] if own else ""), _unprefixed(clean)
-        if _HEADER.match(text) or _FRAME.match(text):
-            self._open.add(who)
-        elif who in self._open and text and not text[0].isspace():
-            self._open.discard(who)
-            return _ANY_NAME.match(text.rstrip()) is not None
+        if _HEADER.match(text) or _REMOTE.search(text):
+            self._has_frames[who] = False
+        elif _FRAME.match(text):
+            self._has_frames.update(dict.fromkeys({who} & set(self._has_frames), True))
+        elif text and not text[0].isspace():
+            return self._has_frames.pop(who, False) and _ANY_NAME.match(text) is not None
         return False
 
 
@@ -141,8 +142,8 @@ def _origin(lines: Sequence[str], at: int, ranks: Mapping[int, int]) -> str:
     own = _ORIGIN.match(_COLOUR.sub("", lines[at]))
     if own and int(own[1]) in ranks:
         return _worker(int(own[1]), own[2], ranks)
-    for line in [*lines[at : max(0, at - 60) : -1], *lines[at : at + 60]]:
-        if found := _REMOTE.search(line):
+    for line in [*reversed(lines[max(0, at - 60) : at + 1]), *lines[at : at + 60]]:
+        if found := _REMOTE.search(_COLOUR.sub("", line)):
             return _worker(int(found[1]), found[2], ranks)
     return _worker(int(own[1]), own[2], ranks) if own else ""
 
