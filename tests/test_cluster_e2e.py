@@ -178,8 +178,28 @@ for name in ("late", "older", "none"):
     try:
         print(ray_cluster.receive(name))
     except RuntimeError as error:
-        print(name, str(error)[:29])
+        print(name, str(error)[:35])
 """
+
+
+def test_a_holder_renews(head: Head) -> None:
+    code = "from cpt_launcher import ray_cluster as r; r.RENEWED = 0.2; r.hold({'A': '1'})"
+    read = (
+        "import sys; from cpt_launcher import ray_cluster as r;"
+        "print(r._until(r._client().internal_kv_get(sys.argv[1].encode(), r.NAMESPACE)))"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], env=head.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        key = json.loads(holder.stdout.readline())["key"]
+        command = [sys.executable, "-c", read, key]
+        first, second = (float(subprocess.check_output(command, env=head.env(), text=True)) for _ in range(2))
+        assert holder.stdin is not None
+        holder.stdin.close()
+    assert time.time() < first < second
+    assert (holder.returncode, head.held()) == (0, "[]")
 
 
 def test_secrets_that_nobody_renews_expire_and_are_removed_by_the_next_holder(head: Head) -> None:
@@ -187,9 +207,9 @@ def test_secrets_that_nobody_renews_expire_and_are_removed_by_the_next_holder(he
     done = subprocess.run(command, env=head.env(), capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "{'A': '1'}",
-        "late the launcher's secrets expired",
-        "older the launcher's secrets expired",
-        "none the launcher's secrets are not",
+        "late the launcher's secrets have expired",
+        "older the launcher's secrets have expired",
+        "none the launcher's secrets are not in t",
     ]
     with cluster.holding({"A": "1"}, head.env()) as key:
         assert sorted(head.held_keys()) == sorted([key, "good"])

@@ -36,9 +36,11 @@ def near(environ: Mapping[str, str]) -> bool:
 
 def alone(environ: Mapping[str, str]) -> dict[str, str]:
     """What a run needs to start Ray itself, on loopback: `local` said in so many words, since Ray 2.48 would try for
-    ever to join a cluster that is gone, and would obey an address that another user left. Empty where it joins one.
+    ever to join a cluster that is gone, and would obey an address that another user left. Empty where it joins one, and
+    on Anyscale, whose Ray knows its own cluster.
     """
-    if near(environ) or (any(environ.get(name) for name in ANYSCALE) and not environ.get(ADDRESS)):
+    left = environ.get(ADDRESS) or _read(_address_file(environ))[1]
+    if near(environ) or (not left and any(environ.get(name) for name in ANYSCALE)):
         return {}
     return HOME | {name: environ.get(name) or value for name, value in COLLECTIVES.items()}
 

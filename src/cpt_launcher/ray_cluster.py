@@ -197,9 +197,9 @@ def receive(key: str) -> dict[str, str]:
     found = _internal_kv_get(key, namespace=NAMESPACE)
     if found is None:
         raise RuntimeError("the launcher's secrets are not in the cluster's memory: is cpt run still there?")
-    if (late := time.time() - _until(found)) > 0:
+    if _until(found) < time.time():
         raise RuntimeError(
-            f"the launcher's secrets expired {late:.0f} s ago, since it no longer renews them: start cpt run again"
+            "the launcher's secrets have expired, it no longer renews them: start cpt run again"
             " (where it is still there, compare this node's clock with its own)"
         )
     return dict(json.loads(found)["values"])

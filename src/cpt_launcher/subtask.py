@@ -26,14 +26,16 @@ def needed(
     """`environ` without secrets that the work has no need of.
 
     Args:
-        model: a hub's may need the hub's token, a folder needs none.
+        model: a hub's may need the hub's token, and the way there (a proxy's address can hold a password); a folder
+            needs neither.
         entries: the dataset registry's, of what it reads; with remote ones among them all secrets stay.
         secrets: names that the config gives beside those that sound like one.
     """
     if any(key in entry for entry in entries for key in REMOTE_KEYS):
         return dict(environ)
     hidden = {*secrets, *values((), environ), *(name for name, value in environ.items() if telling(name, value))}
-    hidden -= set() if model.startswith("/") else set(HUB_TOKENS)
+    if not model.startswith("/"):
+        hidden -= {*HUB_TOKENS, *(name for name in environ if name.upper().endswith("_PROXY"))}
     return {name: value for name, value in environ.items() if name not in hidden}
 
 
