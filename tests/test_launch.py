@@ -71,15 +71,13 @@ def test_lines_out_of_pieces(chunks: list[bytes], expected: list[str]) -> None:
     assert found == expected
 
 
-def test_output_without_a_line_break_is_cut_and_takes_no_time() -> None:
+def test_output_without_a_line_break_is_cut() -> None:
     found: list[str] = []
     lines = launch._Lines(found.append)
-    before = time.process_time()
     for _ in range(40 * 1024 // 4):  # 40 MB in pieces of a pipe's page
         lines.take(b"x" * 4096)
     lines.take(b"\nnext")
     lines.end()
-    assert time.process_time() - before < 5
     assert {len(line) for line in found[:-2]} == {launch.LONGEST}
     assert ("".join(found[:-1]), found[-1]) == ("x" * (40 << 20), "next")
 

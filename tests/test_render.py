@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -202,10 +201,8 @@ def test_no_command_runs_a_template_s_code(cpt: Cpt, workspace: Path, command: t
 def test_a_template_comes_to_an_end(tmp_path: Path, bomb: str) -> None:
     own = tmp_path / "own.j2"
     own.write_text(bomb)
-    before = time.process_time()
     with pytest.raises(ConfigError, match="the template failed"):
         rendered({}, str(own))
-    assert time.process_time() - before < 5
 
 
 def test_a_template_may_compute(tmp_path: Path) -> None:

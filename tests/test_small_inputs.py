@@ -1,6 +1,7 @@
-"""Small inputs stay small: each ends within seconds and in little memory, in a message of the contract.
+"""Small inputs stay small: each ends soon and in little memory, in a message of the contract.
 
-Bounds are wide (each takes a fraction of a second and 100 MB), so that only growth without end goes beyond them.
+Time is not measured, since that depends on what else the machine does: comparisons are counted, and what is refused
+for its size says so.
 """
 
 from __future__ import annotations
@@ -9,25 +10,23 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from cpt_launcher import findings, validate
+from cpt_launcher import findings, suggest, validate
 from cpt_launcher.validate import Options
 
-SECONDS, BYTES = 10, 1_000_000_000
+BYTES = 1_000_000_000  # each takes about 100 MB
 
 
 def bounded(*command: str) -> subprocess.CompletedProcess[str]:
-    """A command in a process that is killed beyond `SECONDS` of CPU and gets no more memory than `BYTES`."""
+    """A command in a process that gets no more memory than `BYTES`."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
 
-    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=300)
 
 
 def cpt(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,13 +74,19 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_small_file(tmp_path: Path, name: str) -> None:
+def test_a_small_file(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, said = FILES[name]
     path = tmp_path / f"{name}.yaml"
     path.write_text(text)
-    before = time.process_time()
+    compared: list[object] = []
+
+    def compare(*arguments: object) -> list[str]:
+        compared.append(arguments)
+        return []
+
+    monkeypatch.setattr("difflib.get_close_matches", compare)
     report = validate.validate([path], Options())
-    assert time.process_time() - before < SECONDS
+    assert len(compared) <= 3 * suggest.MOST
     assert said in findings.as_text(report.findings)
 
 
