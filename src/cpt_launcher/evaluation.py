@@ -108,7 +108,8 @@ def evaluate(
 
 def _entries(arguments: Mapping[str, object]) -> list[Mapping[str, object]]:
     """The registry's entries of what is evaluated on; all of them where that is not said by name."""
-    known = read_registry(Path(str(arguments["dataset_dir"]), REGISTRY))
+    registry = Path(str(arguments.get("dataset_dir", "data")), REGISTRY)
+    known = read_registry(registry) if registry.is_file() else {}
     wanted = str(arguments.get("eval_dataset") or arguments.get("dataset") or "").replace(" ", "").split(",")
     return [entry.fields for name, entry in known.items() if name in wanted or wanted == [""]]
 
