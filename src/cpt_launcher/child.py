@@ -24,8 +24,12 @@ def env(environ: Mapping[str, str]) -> dict[str, str]:
     """`environ` for such a process, started in any directory: it finds this very package, also where that came from
     the working directory (a Ray job's files), and `PYTHONPATH` says the same wherever it is read.
     """
-    given = [str(Path(entry).absolute()) for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    found = str(ROOT) in given or (Path.cwd() != ROOT and str(ROOT) in sys.path)
-    paths = given if found else [str(ROOT), *given]
+    given = _entries(environ)
+    own = str(ROOT) in sys.path and ROOT != Path.cwd() and str(ROOT) not in _entries(os.environ)
+    paths = given if own or str(ROOT) in given else [str(ROOT), *given]
     kept = {key: value for key, value in environ.items() if key != "PYTHONPATH"}
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)} if paths else kept
+
+
+def _entries(environ: Mapping[str, str]) -> list[str]:
+    return [str(Path(entry).absolute()) for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
