@@ -25,7 +25,7 @@ def env(environ: Mapping[str, str]) -> dict[str, str]:
     the working directory (a Ray job's files), and `PYTHONPATH` says the same wherever it is read.
     """
     given = _entries(environ)
-    own = str(ROOT) in sys.path and ROOT != Path.cwd() and str(ROOT) not in _entries(os.environ)
+    own = str(ROOT) in sys.path and Path.cwd() != ROOT and str(ROOT) not in _entries(os.environ)
     paths = given if own or str(ROOT) in given else [str(ROOT), *given]
     kept = {key: value for key, value in environ.items() if key != "PYTHONPATH"}
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)} if paths else kept
