@@ -25,6 +25,7 @@ MARKER = "cpt-complete.json"
 RENDEZVOUS = "torch.distributed.rendezvous"
 INTEGRATIONS = "transformers.integrations.integration_utils"
 CALLBACKS = "ray.train.huggingface.transformers._transformers_utils"
+TRAINER = "llamafactory.train.pt.trainer"
 
 
 def setup() -> None:
@@ -36,6 +37,7 @@ def setup() -> None:
     AfterImport.install(CALLBACKS, _replace_on_save)
     AfterImport.install(INTEGRATIONS, _tolerate)
     AfterImport.install(RENDEZVOUS, _stay_home)
+    AfterImport.install(TRAINER, _evaluate_once)
     token_count.install(os.environ.get(TOKENS))
     if hook := os.environ.get(NEXT_HOOK):
         module, _, name = hook.rpartition(".")
@@ -159,6 +161,26 @@ def _stay_home(module: Any) -> None:
         return store(*arguments, **named)
 
     module.TCPStore = on_loopback
+
+
+def _evaluate_once(module: Any) -> None:
+    """LLaMA-Factory 0.9.3 evaluates after the training (train/pt/workflow.py), whether or not the last step was. No
+    argument says otherwise: `eval_strategy` sets `do_eval` (transformers, training_args.py). The same weights on the
+    same tokens have the same loss, so the figures of that step are given again.
+    """
+    inner = module.CustomTrainer.evaluate
+
+    def evaluate(self: Any, *arguments: Any, **named: Any) -> Any:
+        step, known = self.state.global_step, getattr(self, "_cpt_evaluated", None)
+        again = not self.is_in_train and not arguments and named == {"metric_key_prefix": "eval"}
+        if known and again and known[0] == step and not self.args.load_best_model_at_end:
+            return dict(known[1])
+        figures = inner(self, *arguments, **named)
+        if "eval_dataset" not in named and not arguments:
+            self._cpt_evaluated = (step, figures)
+        return figures
+
+    module.CustomTrainer.evaluate = evaluate
 
 
 def _tolerate(module: Any) -> None:

@@ -219,9 +219,12 @@ def _evaluates(train: Mapping[str, object]) -> bool:
 
 
 def _evaluations(train: Mapping[str, object]) -> int | None:
-    """The base model's, those between steps, and the one after the training (LLaMA-Factory, train/pt/workflow.py)."""
+    """The base model's, those between steps, and the one after the training (LLaMA-Factory, train/pt/workflow.py),
+    which is left out where the last step was evaluated (see `ray_worker`).
+    """
     strategy, steps = train.get("eval_strategy", "no"), train.get("max_steps")
     between: int | None = 0
+    last = strategy == "epoch"
     if strategy == "epoch":
         epochs = train.get("num_train_epochs", 3.0)
         between = math.ceil(epochs) if isinstance(epochs, int | float) else None
@@ -229,7 +232,8 @@ def _evaluations(train: Mapping[str, object]) -> int | None:
         name = "eval_steps" if train.get("eval_steps") is not None else "logging_steps"
         every = footprint.interval(train, name)
         between = int(int(str(steps)) // every) if every else None
-    return None if between is None else between + bool(train.get("eval_on_start")) + 1
+        last = every is not None and int(str(steps)) % every == 0
+    return None if between is None else between + bool(train.get("eval_on_start")) + (not last)
 
 
 def _on(name: str, found: Sizing, rate: float | None) -> OnCard:
