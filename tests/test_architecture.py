@@ -99,19 +99,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "job_anyscale": {"assets", "bundle", "errors", "launch", "yamlfile"},
     "job_ray": {"bundle", "errors"},
     "sizing": {"amount", "errors", "footprint", "memory", "pace", "plan", "shape"},
-    "export": {"assets", "checkpoints", "child", "disk", "errors", "exporting", "footprint", "history", "subtask"},
+    "export": {
+        "assets", "checkpoints", "child", "disk", "errors", "exporting", "footprint", "history", "record", "subtask",
+    },
     "plots": {"history"},
     "preflight": {
         "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "record", "sizing",
         "tracker",
     },
+    "resumption": {
+        "checkpoints", "config", "errors", "layout", "plan", "ray_worker", "reader", "record", "schema", "yamlfile",
+    },
     "attempt": {
-        "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "ray_worker",
-        "results", "secrets", "stage", "watch",
+        "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "results",
+        "resumption", "secrets", "stage", "watch",
     },
     "closing": {
-        "disk", "errors", "history", "plan", "plots", "progress", "ray_worker", "record", "secrets", "token_count",
-        "tracker", "urls",
+        "disk", "errors", "history", "layout", "plan", "plots", "progress", "ray_worker", "record", "secrets",
+        "token_count", "tracker", "urls",
     },
     "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
     "evaluation": {
@@ -120,11 +125,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "run": {
         "attempt", "checkpoints", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout",
-        "manifest", "plan", "preflight", "record", "results", "secrets", "stage", "tracker",
+        "manifest", "plan", "preflight", "record", "results", "resumption", "secrets", "stage", "tracker",
     },
     "terminal": {
         "checkpoints", "dataset", "doctor", "errors", "escapes", "evaluation", "export", "findings", "history",
-        "jsontext", "plan", "plots", "progress", "records", "results", "stage", "token_count",
+        "jsontext", "plan", "plots", "progress", "record", "records", "results", "stage", "token_count",
     },
     "cli_check": {"terminal", "validate"},
     "cli_models": {"assets", "child", "errors", "evaluation", "export", "history", "launch", "terminal", "yamlfile"},
@@ -137,8 +142,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_plan": {"cli_check", "errors", "memory", "pace", "plan", "progress", "reader", "sizing", "terminal"},
     "cli": {
         "__init__", "assets", "cli_check", "cli_job", "cli_models", "cli_plan", "cli_runs", "cluster", "config",
-        "demo", "disk", "editor", "errors", "fetch", "findings", "launch", "live", "plan", "pretokenize", "reader",
-        "run", "schema", "stage", "terminal", "validate",
+        "demo", "disk", "editor", "errors", "fetch", "findings", "history", "launch", "live", "plan", "pretokenize",
+        "reader", "resumption", "run", "schema", "stage", "terminal", "validate",
     },
     "__main__": {"cli"},
 }  # fmt: skip

@@ -43,12 +43,16 @@ def test_where_it_starts_ray_itself_all_is_on_loopback(given: Callable[[], tuple
     assert {name: env.get(name) for name in expected} == expected
 
 
-def test_on_a_cluster_ray_is_left_to_find_it(given: Callable[[], tuple[str, dict[str, str]]], workspace: Path) -> None:
+def test_the_cluster_that_was_found_is_handed_on(
+    given: Callable[[], tuple[str, dict[str, str]]], workspace: Path
+) -> None:
     (workspace / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        (workspace / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (workspace / "ray" / "ray_current_cluster").write_text(address)
         _, env = given()
-    assert not set(env) & set(cluster.HOME | cluster.COLLECTIVES)
+    found = {name: env[name] for name in cluster.HOME | cluster.COLLECTIVES if name in env}
+    assert found == {"RAY_ADDRESS": address}
 
 
 def test_a_program_that_is_found_by_a_relative_path(

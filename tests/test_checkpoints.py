@@ -106,7 +106,7 @@ def test_the_newest_complete_one_is_chosen_and_what_is_newer_is_cleared(tmp_path
     _, broken = checkpoints.choose(tmp_path, 2, marked=True)
     assert "is removed" in checkpoints.clear(broken, remove=True)[0]
     assert not list(tmp_path.glob("checkpoint-40*"))
-    with pytest.raises(ConfigError, match="cannot go on from checkpoint-20"):
+    with pytest.raises(ConfigError, match="cannot resume from checkpoint-20"):
         checkpoints.choose(tmp_path, 4, marked=True)
 
 

@@ -15,6 +15,7 @@ def test_which_cluster_a_run_would_join(tmp_path: Path) -> None:
     assert not cluster.near(env)
     assert cluster.alone(env) == cluster.HOME | cluster.COLLECTIVES
     assert cluster.alone({**env, "NCCL_SOCKET_IFNAME": "eth0"})["NCCL_SOCKET_IFNAME"] == "eth0"
+    assert cluster.settled(env) == env
     assert cluster.near({**env, "RAY_ADDRESS": "192.0.2.1:6379"})
     assert cluster.alone({**env, "RAY_ADDRESS": "192.0.2.1:6379"}) == {}
     assert not cluster.near({**env, "RAY_ADDRESS": "local"})
@@ -22,16 +23,23 @@ def test_which_cluster_a_run_would_join(tmp_path: Path) -> None:
     assert cluster.alone({**env, "ANYSCALE_CLUSTER_ID": "ses_1"}) == {}
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         assert cluster.near(env)
         assert cluster.alone(env) == {}
-        assert cluster.only_found(env) == f"127.0.0.1:{server.getsockname()[1]}"
-        assert cluster.only_found({**env, "RAY_ADDRESS": "auto"}) is None
-        assert not cluster.gone(env)
+        now = cluster.settled(env)
+        assert now == {**env, "RAY_ADDRESS": address}
+        assert cluster.only_found(env, now) == address
+        assert cluster.only_found({**env, "RAY_ADDRESS": "auto"}, {**env, "RAY_ADDRESS": "auto"}) is None
+        assert not cluster.gone(env, now)
     assert not cluster.near(env)
-    assert cluster.gone(env)
-    assert cluster.alone(env)["RAY_ADDRESS"] == "local"
+    now = cluster.settled(env)
+    assert now == {**env, "RAY_ADDRESS": "local"}
+    assert cluster.gone(env, now)
+    assert cluster.alone(env) == cluster.alone(now)
+    assert cluster.alone(now)["RAY_ADDRESS"] == "local"
     assert cluster.alone({**env, "RAY_ADDRESS": "auto"}) == {}
+    assert cluster.settled({**env, "RAY_ADDRESS": "auto"}) == {**env, "RAY_ADDRESS": "auto"}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root gives a file away")

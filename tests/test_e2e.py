@@ -31,19 +31,22 @@ def test_the_demo_trains(place: Place, trained: subprocess.CompletedProcess[str]
     losses = [point["loss"] for point in points if "loss" in point]
     assert losses[-1] < losses[0] - 0.5
     held_out = [point["eval_loss"] for point in points if "eval_loss" in point]
-    assert len(held_out) >= 3  # the base model, at both saves, and at the end
+    evaluated = [point["current_steps"] for point in points if "eval_loss" in point]
+    assert evaluated == [0, 20, 40]  # the base model, and at both saves, of which one is the end
+    results = json.loads((output / "eval_results.json").read_text())
+    assert results["eval_perplexity"] == pytest.approx(math.exp(held_out[-1]))
     assert held_out[-1] < held_out[0] - 0.5
     first, last = (f"loss {loss:.4f}, perplexity {math.exp(loss):,.2f}" for loss in (held_out[0], held_out[-1]))
     lines = trained.stdout.splitlines()
     tokens = re.fullmatch(
-        r"  tokens       ([\d,]+) tokens in 128 documents, ([\d,]+) in (\d+) blocks are trained on \(0\.\d\d% lost\);"
+        r"  tokens       ([\d,]+) tokens in 128 documents, packed into (\d+) blocks \(0\.\d\d% lost\);"
         r" documents end in <eos>",
         lines.pop(2),
     )
     assert tokens is not None
-    given, kept, blocks = (int(text.replace(",", "")) for text in tokens.groups())
-    assert kept == blocks * 256
-    assert 0 <= given - kept < 256
+    given, blocks = (int(text.replace(",", "")) for text in tokens.groups())
+    assert 0 <= given - blocks * 256 < 256
+    assert re.fullmatch(r"  trained on   81,920 tokens in 40 steps, 0\.8\d epochs", lines.pop(2))
     assert lines == [
         f"Run tiny_cpu finished: 40 steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}",
         f"  held out     base model: {first}; trained: {last}",
@@ -73,6 +76,7 @@ def test_its_record(place: Place, trained: subprocess.CompletedProcess[str]) -> 
     folder = place.storage / "tiny_cpu" / "cpt"
     record = json.loads((folder / "run.json").read_text())
     assert (record["state"], record["exit_code"], record["versions"]["llamafactory"]) == ("finished", 0, "0.9.3")
+    assert (record["trained_on"]["steps"], record["trained_on"]["tokens"]) == (40, 40 * 2048)
     rendered = (folder / "train.yaml").read_bytes()
     assert record["train_yaml_sha256"] == hashlib.sha256(rendered).hexdigest()
     assert yaml.safe_load(rendered)["ray_num_workers"] == 2
@@ -137,7 +141,7 @@ def test_tokenising_once(place: Place, trained: subprocess.CompletedProcess[str]
     assert [path.name for path in Path(folder).parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
+def test_a_terminated_run_leaves_nothing_and_is_resumed_from_its_checkpoint(
     place: Place, trained: subprocess.CompletedProcess[str]
 ) -> None:
     config = REPOSITORY / "configs" / "tiny_cpu.yaml"
@@ -154,11 +158,17 @@ def test_a_terminated_run_leaves_nothing_and_goes_on_from_its_checkpoint(
         assert first.wait(120) == 130
     assert place.processes() == []
     assert json.loads((place.storage / "stopped" / "cpt" / "run.json").read_text())["state"] == "interrupted"
+    changed = subprocess.run(
+        [*command, "train.learning_rate=0.1", "--dry-run"],
+        cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "learning_rate 0.003 -> 0.1: the checkpoint's 0.003 stays in force" in changed.stdout
     second = subprocess.run(
-        command, cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=400, check=False
-    )
+        [*CPT, "resume", str(place.storage / "stopped")],
+        cwd=place.work, env=place.env(), capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
     assert second.returncode == 0, second.stderr[-3000:]
-    assert re.search(r"resumes from .*/checkpoint-\d+", second.stderr)
+    assert re.search(r"resumes from .*/checkpoint-\d+, step \d+", second.stderr)
     steps = [json.loads(line)["current_steps"] for line in (output / "trainer_log.jsonl").read_text().splitlines()]
     assert steps[-1] == 30
     assert place.processes() == []
@@ -189,6 +199,7 @@ def tracked_once(place: Place) -> None:
     assert (steps[0], steps[-1]) == (5, 30)
     assert {row["key"] for row in run["data"]["metrics"]} >= {
         "loss", "eval_loss", "learning_rate", "held_out_perplexity_base", "held_out_perplexity_trained",
+        "tokens_trained_on",
     }  # fmt: skip
     params = {row["key"]: row["value"] for row in run["data"]["params"]}
     assert params["learning_rate"] == "0.003"

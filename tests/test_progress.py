@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cpt_launcher import progress
-from cpt_launcher.progress import Progress
+from cpt_launcher.progress import STOPPING, Progress
 
 LINES = [
     ("2026-11-23 01:30:17,566\tINFO worker.py:1927 -- Started a local Ray instance.", "starting workers"),
@@ -85,3 +85,16 @@ def test_wrong_figures_of_a_row_are_left_out() -> None:
     assert event is not None
     assert set(event) == {"event", "time", "step", "total", "loss"}
     assert progress.describe(event) == "step 3/?  loss nan"
+
+
+def test_the_last_row_has_no_loss_and_is_a_step() -> None:
+    state = Progress(1, 0)
+    state.row('{"current_steps": 40, "total_steps": 42, "loss": 2.0}', 1.0)
+    assert state.row('{"current_steps": 42, "total_steps": 42}', 2.0) is None
+    assert state.step == 42
+
+
+def test_nothing_begins_while_the_workers_are_stopped() -> None:
+    state = Progress(1, 0, phase=STOPPING)
+    assert state.line("***** Running training *****", 1.0) is None
+    assert state.phase == STOPPING

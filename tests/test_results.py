@@ -31,3 +31,11 @@ def test_rows_that_are_none_are_passed_over(tmp_path: Path) -> None:
     found = results.read(tmp_path)
     assert found is not None
     assert (found.steps, found.first_loss, found.last_loss) == (2, 3.0, 2.0)
+
+
+def test_the_last_step_is_the_last_row_whether_or_not_its_loss_was_logged(tmp_path: Path) -> None:
+    rows = ['{"current_steps": 40, "loss": 2.0}', '{"current_steps": 42, "eval_loss": 1.5}', '{"current_steps": 42}']
+    (tmp_path / "trainer_log.jsonl").write_text("\n".join(rows))
+    found = results.read(tmp_path)
+    assert found is not None
+    assert (found.steps, found.last_loss, found.trained) == (42, 2.0, 1.5)

@@ -35,6 +35,7 @@ def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, mo
     assert done.code == 0, done.err
     assert done.out == (
         "Run first finished: 2 steps, loss 3.0000 -> 2.0000\n"
+        "  trained on   1,024 tokens in 2 steps, 0.50 epochs\n"
         f"  model        {storage}/first/output\n"
         "  checkpoints  checkpoint-2 (in the same folder)\n"
         "  loss plot    none (set train.plot_loss: true)\n"
@@ -66,7 +67,7 @@ def test_a_run_uses_the_tokens_that_are_there_and_says_what_they_are(
     disk.write_json(Layout(storage, "").tokenized_marker(plan.tokens), counts)
     done = cpt("run", *arguments)
     assert f"cpt: trains on tokens that are there: {storage}/tokenized/{plan.tokens}" in done.err
-    assert "  tokens       200 tokens in 3 documents, 192 in 3 blocks are trained on" in done.out
+    assert "  tokens       200 tokens in 3 documents, packed into 3 blocks (4.00% lost)" in done.out
     assert record(workspace)["tokens"] == counts
 
 
@@ -162,7 +163,7 @@ def test_a_half_written_checkpoint_is_set_aside(cpt: Cpt, workspace: Path, stand
     (output / "checkpoint-10" / "optimizer.pt").touch()
     done = cpt("run", "my.yaml")
     assert "checkpoint-30 was not written to its end" in done.err
-    assert f"resumes from {output}/checkpoint-10\n" in done.err
+    assert f"resumes from {output}/checkpoint-10, step 10\n" in done.err
     left = {path.name.partition(".")[0] + "." * ("." in path.name) for path in output.glob("checkpoint-*0*")}
     assert left == {"checkpoint-10", "checkpoint-20.", "checkpoint-30."}
 
@@ -180,10 +181,10 @@ def test_another_users_checkpoint_is_resumed_from_only_if_asked_for(
     assert (done.code, "--trust-owner nobody" in done.err) == (4, True)
     assert not (workspace / "storage" / "first" / "cpt" / "run.json").exists()
     done = cpt("run", "my.yaml", "--trust-owner", "nobody")
-    assert (done.code, f"resumes from {checkpoint}\n" in done.err) == (0, True)
+    assert (done.code, f"resumes from {checkpoint}, step " in done.err) == (0, True)
 
 
-def test_a_run_that_is_going_on_is_refused(
+def test_a_running_run_is_refused_and_says_at_once_that_it_stops(
     cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_MODE", "linger")
@@ -194,13 +195,22 @@ def test_a_run_that_is_going_on_is_refused(
         while "ready" not in first.stderr.readline():
             assert first.poll() is None
         second = cpt("run", "my.yaml")
+        assert "the run first is running" in cpt("resume", "my.yaml").err
         first.send_signal(signal.SIGINT)
         began = time.monotonic()
+        line = first.stderr.readline()
+        while "stopping the workers; Ctrl-C again does not wait" not in line:
+            assert line
+            line = first.stderr.readline()
+        assert time.monotonic() - began < 1
         _, err = first.communicate(timeout=60)
     assert second.code == 4
-    assert "the run first is going on" in second.err
+    assert "the run first is running" in second.err
     assert first.returncode == 130
-    assert "interrupted by SIGINT" in err
+    folder = workspace / "storage" / "first"
+    assert "cpt: interrupted by SIGINT\n" in err
+    assert "error" not in err
+    assert f"next:  no checkpoint was saved: `cpt resume {folder}` starts over\n" in err
     assert time.monotonic() - began < 15
     assert record(workspace)["state"] == "interrupted"
 

@@ -23,7 +23,7 @@ SECONDS = 400.0
 
 
 class Started:
-    """A `cpt run` that goes on."""
+    """A running `cpt run`."""
 
     def __init__(self, place: Place, *arguments: str, log: Path) -> None:
         self.log = log
@@ -107,7 +107,7 @@ def test_a_run_survives_signals_kills_and_a_cut_checkpoint(
     hit = Started(place, *arguments, log=tmp_path / "launcher")
     hit.until(lambda: marked(output, 10), "two checkpoints")
     again = Started(place, *arguments, log=tmp_path / "second")
-    assert (again.ended(), "the run hit is going on" in again.said()) == (4, True)
+    assert (again.ended(), "the run hit is running" in again.said()) == (4, True)
     hit.process.kill()
     assert hit.ended() == -signal.SIGKILL
     deadline = time.monotonic() + 60

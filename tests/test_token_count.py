@@ -44,12 +44,12 @@ def test_tokens_are_counted_before_and_after_packing(tmp_path: Path, monkeypatch
     monkeypatch.setenv(token_count.FILE, "")
     monkeypatch.setenv(token_count.PART, "")
     file = tmp_path / "counts"
-    monkeypatch.setenv("RANK", "1")
-    token_count.install(str(file))
-    loader._get_preprocessed_dataset()
+    monkeypatch.delenv("RANK", raising=False)
+    token_count.install(str(file))  # Ray calls its workers' hook before it sets RANK, on every node
+    monkeypatch.setenv("RANK", "4")
+    assert loader._get_preprocessed_dataset() == {"input_ids": [[0, 1, 2, 0]]}
     assert not file.exists()
     monkeypatch.setenv("RANK", "0")
-    token_count.install(str(file))
     made = loader._get_preprocessed_dataset()
     assert made == {"input_ids": [[0, 1, 2, 0]]}
     assert type(own.tokenizer) is Tokenizer
@@ -57,7 +57,7 @@ def test_tokens_are_counted_before_and_after_packing(tmp_path: Path, monkeypatch
     total = token_count.total([*file.read_text().splitlines(), "", "{half"])
     assert total == {"documents": 2, "tokens_in": 7, "blocks": 1, "tokens": 4, "lost": 3, "end_of_text": "<eos>"}
     assert token_count.describe(total) == (
-        "7 tokens in 2 documents, 4 in 1 blocks are trained on (42.86% lost); documents end in <eos>"
+        "7 tokens in 2 documents, packed into 1 blocks (42.86% lost); documents end in <eos>"
     )
     assert token_count.total([json.dumps({"part": "held_out"})]) is None
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from cpt_launcher import checkpoints, cluster, disk, hook, launch, preflight, results, stage
+from cpt_launcher import checkpoints, cluster, disk, hook, launch, preflight, results, resumption, stage
+from cpt_launcher.checkpoints import Checkpoint
 from cpt_launcher.explain import Failure, explain
 from cpt_launcher.plan import UNSET, Plan
 from cpt_launcher.progress import Event, Progress
-from cpt_launcher.ray_worker import MARKER
 from cpt_launcher.results import Results
 from cpt_launcher.secrets import values
 from cpt_launcher.watch import Watch
@@ -39,9 +39,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A training that can be tried more than once. `marked`: its workers mark complete checkpoints. `strict`: those
-    that are there were marked as well, so one without a marker is not complete. `settings`: more variables for the
-    workers.
+    """A training that can be tried more than once. `marked`: its workers mark complete checkpoints. `settings`: more
+    variables for the workers.
     """
 
     plan: Plan
@@ -49,7 +48,6 @@ class Attempt:
     show: Show
     marked: bool
     secrets_key: str | None
-    strict: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def make_room(self, *, disk_full: bool = False) -> None:
@@ -62,18 +60,32 @@ class Attempt:
         output = self.plan.output
         if output is None or not output.is_dir() or not any(output.iterdir()):
             return
-        newest, broken = checkpoints.choose(output, self.plan.workers, marked=self._strict())
-        for line in checkpoints.clear(broken, remove=disk_full):
-            self.show.step(line)
+        newest = self.clear(remove=disk_full)
         if newest:
-            self.show.step(f"resumes from {newest.path}")
+            self.show.step(f"resumes from {newest.path}, step {newest.step}")
         elif output == self.plan.layout.output:
             self.show.step(f"an earlier attempt saved no checkpoint; its output is now {disk.set_aside(output)}")
 
-    def saved(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        output = self.plan.output
-        return output is not None and any(item.complete for item in checkpoints.find(output, marked=self._strict()))
+    def clear(self, *, remove: bool) -> Checkpoint | None:
+        """Set half-written checkpoints aside, or remove them; the newest complete one.
+
+        Raises:
+            ConfigError: that one is for another number of workers.
+        """
+        if self.plan.output is None:
+            return None
+        strict = resumption.strict(self.plan)
+        newest, broken = checkpoints.choose(self.plan.output, self.plan.workers, marked=strict)
+        for line in checkpoints.clear(broken, remove=remove):
+            self.show.step(line)
+        return newest
+
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint to resume from."""
+        if self.plan.output is None:
+            return None
+        found = checkpoints.find(self.plan.output, marked=resumption.strict(self.plan))
+        return next((item for item in reversed(found) if item.complete), None)
 
     def run(self) -> Ended:
         """Start the training process and follow it to its end."""
@@ -83,7 +95,7 @@ class Attempt:
         program = preflight.executable(plan.argv[0], self.environ) or plan.argv[0]
         env = {key: value for key, value in self.environ.items() if key not in UNSET} | dict(plan.env)
         env |= {name: value for name, value in cluster.alone(self.environ).items() if name not in plan.env}
-        began, before = time.time(), self._newest_step()
+        began, saved = time.time(), self.saved()
         env |= self.settings
         if self.marked:
             counts = plan.layout.token_counts / f"{began:.0f}.jsonl"
@@ -97,22 +109,20 @@ class Attempt:
             )
         self.show.step(f"starts {' '.join(plan.argv)}")
         with watch.files():
-            exited = launch.run((program, *plan.argv[1:]), env, watch.line, watch.tick, folder=plan.folder)
+
+            def stopping() -> None:
+                self.show.step("stopping the workers; Ctrl-C again does not wait")
+                watch.stopping()
+
+            argv = (program, *plan.argv[1:])
+            exited = launch.run(argv, env, watch.line, watch.tick, folder=plan.folder, stopping=stopping)
             watch.finish()
             ended = self._judge(watch, exited, began)
             state = "interrupted" if ended.interrupted_by else "failed" if ended.failure else "finished"
             watch.emit({"event": "end", "time": time.time(), "state": state, "step": ended.step})
         if watch.unwritten:
             self.show.step(f"warning: {watch.unwritten:,} lines could not be written to {plan.layout.train_log}")
-        return replace(ended, steps=max(0, ended.step - before))
-
-    def _strict(self) -> bool:
-        output = self.plan.output
-        return self.strict or (output is not None and any(output.glob(f"checkpoint-*/{MARKER}")))
-
-    def _newest_step(self) -> int:
-        found = checkpoints.find(self.plan.output, marked=self._strict()) if self.plan.output else ()
-        return max((item.step for item in found if item.complete), default=0)
+        return replace(ended, steps=max(0, ended.step - (saved.step if saved else 0)))
 
     def _judge(self, watch: Watch, exited: launch.Exit, began: float) -> Ended:
         step, output = watch.progress.step, self.plan.output

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are complete, what can go on from them, and what to do with those that are not."""
+"""The checkpoints of a run: which are complete, what can resume from them, and what to do with those that are not."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Checkpoint:
         return not self.missing
 
     def resumable(self, workers: int) -> str:
-        """Empty if `workers` workers can go on from it, else why not."""
+        """Empty if `workers` workers can resume from it, else why not."""
         if self.missing:
             return self.missing
         if not self.has_optimizer:
             return "it holds weights only"
         if self.workers not in (None, workers):
-            return f"it was written by {self.workers} workers, and DeepSpeed goes on only with as many"
+            return f"it was written by {self.workers} workers, and DeepSpeed resumes only with as many"
         return ""
 
 
@@ -64,14 +64,14 @@ def choose(output: Path, workers: int, *, marked: bool) -> tuple[Checkpoint | No
     """The newest complete checkpoint, and those newer than it, which LLaMA-Factory would otherwise resume from.
 
     Raises:
-        ConfigError: the newest complete one cannot be gone on from with that many workers.
+        ConfigError: the newest complete one cannot be resumed from with that many workers.
     """
     found = find(output, marked=marked)
     complete = [item for item in found if item.complete]
     newest = complete[-1] if complete else None
     if newest and (reason := newest.resumable(workers)):
         hint = "set resources to as many workers, or start over with --fresh"
-        raise ConfigError(Problem(f"cannot go on from {newest.path.name}: {reason}", str(newest.path), hint))
+        raise ConfigError(Problem(f"cannot resume from {newest.path.name}: {reason}", str(newest.path), hint))
     return newest, tuple(item for item in found if newest is None or item.step > newest.step)
 
 

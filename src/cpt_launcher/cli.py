@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,9 @@ from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.errors import ConfigError, CptError, Problem
 
+if TYPE_CHECKING:
+    from cpt_launcher import run as runs
+
 app = typer.Typer(
     name="cpt",
     help="Continued pre-training with LLaMA-Factory, Ray and DeepSpeed: from one YAML to a trained model.",
@@ -43,6 +46,10 @@ ConfigArgument = Annotated[Path, typer.Argument(help="A launcher config, or a LL
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides, such as train.cutoff_len=2048."),
+]
+
+Skip = Annotated[
+    list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
 ]
 
 
@@ -65,9 +72,7 @@ def run(
         int | None, typer.Option(min=0, help="Try again so often after a failure that allows it.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Show LLaMA-Factory's own output.")] = False,
-    skip: Annotated[
-        list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
-    ] = None,
+    skip: Skip = None,
     trust: cli_models.TrustOwner = None,
 ) -> None:
     """Stage what is missing, train, and say where everything is."""
@@ -76,7 +81,35 @@ def run(
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
-        _train(loaded, raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()), trust=tuple(trust or ()))
+        _train(
+            loaded, overrides or [], raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()),
+            trust=tuple(trust or ()),
+        )  # fmt: skip
+
+
+@app.command(epilog="Example: cpt resume /mnt/cluster_storage/my_run")
+def resume(
+    run: cli_runs.Run,
+    storage: cli_runs.Storage = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all that would be done, and do nothing.")] = False,
+    retries: Annotated[int | None, typer.Option(min=0, help="Instead of the run's own number of tries.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Show LLaMA-Factory's own output.")] = False,
+    skip: Skip = None,
+    trust: cli_models.TrustOwner = None,
+) -> None:
+    """Resume a run as it was recorded, with its config and overrides."""
+    from cpt_launcher import history, resumption
+    from cpt_launcher import run as runs
+
+    layout, trusted = history.find(run, storage, os.environ).layout, tuple(trust or ())
+    known = resumption.recorded(layout, trusted)
+    runs.choose_run(known.config, fresh=False, name=layout.run)
+    if dry_run:
+        _preview(known.config, name=layout.run)
+        return
+    tries = known.retries if retries is None else retries
+    options = runs.Options(False, tries, tuple(skip or ()), trusted, layout.run, known.text, known.overrides)
+    _start(known.config, options, raw=raw)
 
 
 @app.command(epilog="Example: cpt validate configs/ --format github")
@@ -190,7 +223,7 @@ def demo(
     terminal.note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
     loaded = reader.read(config, overrides)
     _check(config, overrides)
-    _train(loaded, fresh=True)
+    _train(loaded, overrides, fresh=True)
 
 
 configs_app = typer.Typer(help="The configs and other files that ship with cpt.", no_args_is_help=True)
@@ -226,13 +259,18 @@ def configs_copy(
 
 
 def _train(
-    config: RunConfig | PlainConfig, *, fresh: bool, raw: bool = False, retries: int | None = None,
-    skip: tuple[str, ...] = (), trust: tuple[str, ...] = (),
+    config: RunConfig | PlainConfig, overrides: list[str], *, fresh: bool, raw: bool = False,
+    retries: int | None = None, skip: tuple[str, ...] = (), trust: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
+    from cpt_launcher import run as runs
+
+    _start(config, runs.Options(fresh, retries, skip, trust, overrides=tuple(overrides)), raw=raw)
+
+
+def _start(config: RunConfig | PlainConfig, options: runs.Options, *, raw: bool) -> None:
     from cpt_launcher import live
     from cpt_launcher import run as runs
 
-    options = runs.Options(fresh, retries, skip, trust)
     with launch.interruptible(), live.show(raw=raw) as show:
         done = runs.run(config, os.environ, show, options)
     terminal.report(*done)
@@ -261,16 +299,18 @@ def _check(path: Path, overrides: list[str]) -> None:
     cli_check.refuse_mistakes(path, overrides)
 
 
-def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool) -> None:
+def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool = False, name: str | None = None) -> None:
     from cpt_launcher import run as runs
 
-    name = loaded.name
+    plan, resumed = plans.plan_run(loaded, os.environ, name), None
     try:
-        name = runs.choose_run(loaded, fresh=fresh)
+        name = runs.choose_run(loaded, fresh=fresh, name=name)
+        plan, resumed = runs.planned(loaded, os.environ, name)
     except CptError as error:
         terminal.note(f"warning: a real run would stop here: {error}")
-    plan = plans.plan_run(loaded, os.environ, name)
     terminal.answer(plans.describe(plan, os.environ, cluster.alone(os.environ)), nl=False)
+    for line in resumed.lines() if resumed else ():
+        terminal.answer(line)
     for name in plan.secrets:
         if not os.environ.get(name):
             terminal.note(f"warning: the secret {name} is not set; a real run would stop here (export {name}=...)")

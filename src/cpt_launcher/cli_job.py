@@ -38,7 +38,7 @@ def job(
 ) -> None:
     """The same run as an Anyscale job or a Ray job.
 
-    Started again, it goes on from its newest complete checkpoint.
+    Started again, it resumes from its newest complete checkpoint.
     """
     cli_check.refuse_mistakes(config, overrides or [])
     if target == "anyscale":

@@ -55,7 +55,7 @@ def logs(
 
 
 def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
-    """A run's checkpoints, and which can be gone on from."""
+    """A run's checkpoints, and which can be resumed from."""
     found = history.find(run, storage, os.environ)
     output = found.record.get("output")
     folder = Path(str(output)) if output else found.layout.output

@@ -1,18 +1,97 @@
-"""What is written once a run has ended, however it ended: its record, the loss plot, and MLflow's share of both."""
+"""A run while it is recorded as running, and what is written once it has ended, however it ended: its record, the loss
+plot, and MLflow's share of both.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from typing import TypeVar
 
 from cpt_launcher import disk, history, plots, progress, record, token_count, tracker, urls
-from cpt_launcher.errors import CptError
+from cpt_launcher.errors import CptError, InterruptedRunError, TrainingError
+from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
 from cpt_launcher.ray_worker import RUN_NAME
 from cpt_launcher.record import Record, State
 from cpt_launcher.secrets import redact, values
 
 Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+class Recording:
+    """A run that run.json says is running. `cause` is what the end will be put down to, where that is not the words of
+    the exception; `step` the last one that was made.
+    """
+
+    def __init__(self, plan: Plan, environ: Mapping[str, str], started: Record, say: Say) -> None:
+        self.record = started
+        self.cause: str | None = None
+        self.step = 0
+        self._plan, self._environ, self._say = plan, environ, say
+
+    def track(self, earlier: object) -> None:
+        """Open the MLflow run that belongs to it: the `earlier` one of a run that is resumed, else a new one."""
+        known = earlier if isinstance(earlier, str) else None
+        if mlflow_run := open_tracking(self._plan, self._environ, known, self._say):
+            self.record = replace(self.record, mlflow_run=mlflow_run)
+            record.write(self._plan.layout, self.record)
+
+    def restarted(self, cause: str, step: int) -> None:
+        """An attempt failed at `step` and another one begins."""
+        self.record = record.restarted(self._plan.layout, self.record, cause, step)
+
+    def end(self, state: State, code: int, cause: str | None) -> None:
+        """Write how it ended, then what can be counted, drawn and tracked; none of it hides how the training ended."""
+        layout = self._plan.layout
+        ended = self._tried("run.json does not say how it ended", record.end, layout, self.record, state, code, cause)
+        self.record = ended or self.record
+        self._tried("the tokens are not counted", self._count)
+        self._tried("no loss plot", _draw, layout)
+        if self.record.mlflow_run:
+            self._tried("MLflow did not take the run's end", _track, self._plan, self._environ, self.record, state)
+
+    def _count(self) -> None:
+        layout = self._plan.layout
+        counted = replace(self.record, tokens=tokens(self._plan))
+        if logged := history.load(layout).steps:
+            at, epochs = int(str(logged[-1]["step"])), logged[-1].get("epoch")
+            step = self.step or at
+            epochs = epochs * step / at if isinstance(epochs, int | float) and at else None
+            counted = replace(counted, trained_on=record.trained(asdict(counted), step, epochs))
+        self.record = counted
+        record.write(layout, counted)
+
+    def _tried(self, what: str, do: Callable[..., T], *given: object) -> T | None:
+        try:
+            return do(*given)
+        except Exception as error:  # noqa: BLE001 - whatever fails now, how the training ended is what counts
+            self._say(f"warning: {what} ({_reason(error, self._plan, self._environ)})")
+            return None
+
+
+@contextlib.contextmanager
+def recording(plan: Plan, environ: Mapping[str, str], started: Record, say: Say) -> Iterator[Recording]:
+    """Whatever ends the context is recorded as the run's end, and goes on: a CptError with its exit code, a bug as a
+    failure that has its name.
+    """
+    running = Recording(plan, environ, started, say)
+    try:
+        yield running
+    except BaseException as error:
+        asked = "a signal" if isinstance(error, KeyboardInterrupt) else running.cause
+        running.end(*_ending(error, asked or _reason(error, plan, environ)))
+        raise
+    running.end("finished", 0, None)
+
+
+def _ending(error: BaseException, cause: str) -> tuple[State, int, str]:
+    if isinstance(error, KeyboardInterrupt | InterruptedRunError):
+        return "interrupted", InterruptedRunError.exit_code, cause
+    return "failed", error.exit_code if isinstance(error, CptError) else TrainingError.exit_code, cause
 
 
 def open_tracking(plan: Plan, environ: Mapping[str, str], known: str | None, say: Say) -> str | None:
@@ -47,26 +126,19 @@ def tokens(plan: Plan) -> Mapping[str, object] | None:
     return None
 
 
-def close(
-    plan: Plan, environ: Mapping[str, str], known: Record, state: State, code: int, cause: str | None, say: Say
-) -> None:
-    """Record the end. What cannot be drawn or tracked is only worth a word."""
-    record.end(plan.layout, known, state, code, cause, tokens(plan))
-    found = history.load(plan.layout)
-    try:
-        if drawn := plots.png(found):
-            disk.write_bytes(plan.layout.loss_plot, drawn)
-    except (ImportError, CptError) as error:
-        say(f"warning: no loss plot: {error}")
-    if known.mlflow_run is None:
-        return
+def _draw(layout: Layout) -> None:
+    if drawn := plots.png(history.load(layout)):
+        disk.write_bytes(layout.loss_plot, drawn)
+
+
+def _track(plan: Plan, environ: Mapping[str, str], ended: Record, state: State) -> None:
     layout = plan.layout
-    figures = {f"held_out_perplexity_{name}": math.exp(min(loss, 700)) for name, loss in _held_out(found).items()}
-    try:
-        files = (layout.train_yaml, layout.run_json, layout.loss_plot)
-        tracker.finish({**environ, **plan.env}, known.mlflow_run, state, files, figures)
-    except Exception as error:  # noqa: BLE001
-        say(f"warning: MLflow did not take the run's end ({_reason(error, plan, environ)})")
+    losses = _held_out(history.load(layout))
+    figures = {f"held_out_perplexity_{name}": math.exp(min(loss, 700)) for name, loss in losses.items()}
+    if ended.trained_on:
+        figures["tokens_trained_on"] = float(str(ended.trained_on["tokens"]))
+    files = (layout.train_yaml, layout.run_json, layout.loss_plot)
+    tracker.finish({**environ, **plan.env}, str(ended.mlflow_run), state, files, figures)
 
 
 def _held_out(run: history.Run) -> dict[str, float]:
@@ -76,6 +148,7 @@ def _held_out(run: history.Run) -> dict[str, float]:
     return {name: float(str(row[0]["loss"])) for name, row in rows.items() if row}
 
 
-def _reason(error: Exception, plan: Plan, environ: Mapping[str, str]) -> str:
-    text = urls.shown(f"{type(error).__name__}: {error}".splitlines()[0])
+def _reason(error: BaseException, plan: Plan, environ: Mapping[str, str]) -> str:
+    text = str(error) if isinstance(error, CptError) else f"{type(error).__name__}: {error}"
+    text = urls.shown((text.splitlines() or [""])[0])
     return redact(text, values(plan.secrets, environ))

@@ -45,14 +45,22 @@ def alone(environ: Mapping[str, str]) -> dict[str, str]:
     return HOME | {name: environ.get(name) or value for name, value in COLLECTIVES.items()}
 
 
-def gone(environ: Mapping[str, str]) -> bool:
-    """Whether `ray start` left the address of a cluster that no longer answers."""
-    return not environ.get(ADDRESS) and _left_behind(environ) is not None and not near(environ)
+def settled(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which nobody need ask again whether a cluster is near: with the address that `ray start` left
+    and that answers, or with `local` where it left one that is gone.
+    """
+    address = None if environ.get(ADDRESS) else _left_behind(environ)
+    return {**environ, ADDRESS: address if _answers(address) else "local"} if address else dict(environ)
 
 
-def only_found(environ: Mapping[str, str]) -> str | None:
-    """The address of a cluster that is near without being named by `RAY_ADDRESS`."""
-    return _left_behind(environ) if not environ.get(ADDRESS) and near(environ) else None
+def gone(given: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether `ray start` left the address of a cluster that no longer answers; `now` is `given`, settled."""
+    return not given.get(ADDRESS) and now.get(ADDRESS) == "local"
+
+
+def only_found(given: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """The address of a cluster that is near without being named by `RAY_ADDRESS`; `now` is `given`, settled."""
+    return now.get(ADDRESS) if not given.get(ADDRESS) and near(now) else None
 
 
 def not_obeyed(environ: Mapping[str, str]) -> str:

@@ -49,13 +49,14 @@ def run(
     *,
     given: str = "",
     folder: Path | None = None,
+    stopping: Callable[[], None] = lambda: None,
 ) -> Exit:
     """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty
-    times a second. SIGINT, SIGTERM and SIGHUP go on to it. `given` is what it reads on stdin, `folder` its
-    working directory where that is not this process's own.
+    times a second. SIGINT, SIGTERM and SIGHUP go on to it; `stopping` is called at the first one. `given` is what it
+    reads on stdin, `folder` its working directory where that is not this process's own.
     """
     _adopt_orphans()
-    mine = _children()
+    mine, said = _children(), False
     with (
         _Signals() as signals,
         subprocess.Popen(
@@ -73,6 +74,9 @@ def run(
         pump.start()
         while process.poll() is None:
             signals.forward(process.send_signal)
+            if signals.first and not said:
+                said = True
+                stopping()
             tick()
             time.sleep(0.05)
         _end_leftovers(mine)
@@ -159,7 +163,7 @@ def signals_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interruptible(next_step: str = "the same command goes on where it was") -> Iterator[None]:
+def interruptible(next_step: str = "the same command resumes where it was") -> Iterator[None]:
     """An interruption that nothing else takes care of is one of the contract's endings.
 
     Raises:

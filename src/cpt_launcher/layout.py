@@ -62,6 +62,11 @@ class Layout:
         return self.run_dir / "cpt" / "run.json"
 
     @property
+    def reserve(self) -> Path:
+        """Space that is given back when the run ends, so that a full disk takes its record."""
+        return self.run_dir / "cpt" / ".reserve"
+
+    @property
     def train_log(self) -> Path:
         return self.run_dir / "cpt" / "train.log"
 

@@ -143,7 +143,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         entries={name: fields for name, fields in staged.items() if name not in theirs},
         tokens=tokens,
         block=number(config.train, "cutoff_len"),
-        tokens_per_step=_tokens_per_step(config.train, config.resources.workers),
+        tokens_per_step=tokens_per_step(config.train, config.resources.workers),
         tracked=config.mlflow is not None,
         keep=config.keep,
         retries=config.retries,
@@ -222,7 +222,7 @@ def _plain(config: PlainConfig) -> Plan:
         workers=workers if isinstance(workers, int) else 1,
         device=device,
         output=Path(output) if isinstance(output, str) and output.startswith("/") else None,
-        tokens_per_step=_tokens_per_step(config.values, workers if isinstance(workers, int) else 1),
+        tokens_per_step=tokens_per_step(config.values, workers if isinstance(workers, int) else 1),
     )
 
 
@@ -232,8 +232,10 @@ def number(train: Mapping[str, object], name: str) -> int:
     return given if isinstance(given, int) else 0
 
 
-def _tokens_per_step(train: Mapping[str, object], workers: int) -> int:
-    """Blocks are full where they are packed, which is LLaMA-Factory's default for `stage: pt` (hparams/parser.py)."""
+def tokens_per_step(train: Mapping[str, object], workers: int) -> int:
+    """Of all workers. Blocks are full where they are packed, LLaMA-Factory's default for `stage: pt`
+    (hparams/parser.py); 0 where they are not.
+    """
     if train.get("packing") is False:
         return 0
     sizes = ("cutoff_len", "per_device_train_batch_size", "gradient_accumulation_steps")

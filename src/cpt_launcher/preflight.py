@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cpt_launcher import cluster, disk, fetch, footprint, model_files, nodes, record, sizing, tracker
@@ -35,12 +35,14 @@ Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 @dataclass(frozen=True)
 class Ready:
     """What a run goes by: the cluster that it joins, None where it starts Ray itself, and what is only worth a word.
-    `marked`: every worker can mark complete checkpoints and take secrets from memory.
+    `marked`: every worker can mark complete checkpoints and take secrets from memory. `environ`: the caller's, and
+    where Ray is.
     """
 
     cluster: nodes.Cluster | None = None
     marked: bool = True
     warnings: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -> Ready:
@@ -54,24 +56,26 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
     if unknown := set(skip) - set(names()):
         what = f"there is no preflight check '{', '.join(sorted(unknown))}'"
         raise ConfigError(Problem(what, "--skip-preflight", f"the checks are {', '.join(names())}"))
+    given, environ = environ, cluster.settled(environ)
     found = [(name, item) for name, one in CHECKS.items() if name not in skip for item in one(plan, environ)]
     absent = _storage_absent(plan)
     if absent and not found:
         raise absent
     ready = Ready()
     if cluster.near(environ) and "cluster" not in skip and not found:
-        ready, more = _on_cluster(plan, environ)
+        ready, more = _on_cluster(plan, given, environ)
         found += [(name, item) for name, item in more if name not in skip]
     elif cluster.near(environ):
         lost = f" and {', '.join(plan.secrets)} not handed over" if plan.secrets else ""
         ready = Ready(marked=False, warnings=(f"the cluster is not asked: checkpoints are copied Ray's own way{lost}",))
-    elif cluster.gone(environ):
+    elif cluster.gone(given, environ):
         ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
-    if why := cluster.not_obeyed(environ):
+    if why := cluster.not_obeyed(given):
         ready = replace(ready, warnings=(*ready.warnings, why))
     if found:
         raise NotReadyError(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
-    return replace(ready, warnings=(*ready.warnings, *sizing.warnings(plan, environ, _card(plan))))
+    warnings = (*ready.warnings, *sizing.warnings(plan, environ, _card(plan)))
+    return replace(ready, warnings=warnings, environ=environ)
 
 
 def _storage_absent(plan: Plan) -> StorageError | None:
@@ -116,7 +120,9 @@ def _skippable(name: str, problem: Problem) -> Problem:
     return Problem(problem.what, problem.where, hint)
 
 
-def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tuple[str, Problem]]]:
+def _on_cluster(
+    plan: Plan, given: Mapping[str, str], environ: Mapping[str, str]
+) -> tuple[Ready, list[tuple[str, Problem]]]:
     there = cluster.probe(plan, environ)
     found, warnings = nodes.problems(plan, there), nodes.warnings(plan, there)
     absent = nodes.has_launcher(there)
@@ -128,7 +134,7 @@ def _on_cluster(plan: Plan, environ: Mapping[str, str]) -> tuple[Ready, list[tup
     if absent or own_hook:
         why = "the YAML has a worker hook of its own" if own_hook else f"cpt-launcher is not on {', '.join(absent)}"
         warnings.append(f"checkpoints are copied by every rank, Ray's own way: {why}")
-    if plan.secrets and (address := cluster.only_found(environ)):
+    if plan.secrets and (address := cluster.only_found(given, environ)):
         warnings.append(
             f"hands {', '.join(plan.secrets)} to the Ray cluster at {address}, found here: RAY_ADDRESS names none"
         )

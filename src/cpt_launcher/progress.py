@@ -1,6 +1,6 @@
 """What a training is doing, from what it prints and logs, as events; no effect of its own.
 
-An event is a mapping with `event` (`phase`, `step`, `eval`, `checkpoint`, `restart` or `end`) and `time` (seconds
+An event is a mapping with `event` (`phase`, `step`, `eval`, `checkpoint` or `end`) and `time` (seconds
 since the epoch, when it was seen). Figures come from LLaMA-Factory's `trainer_log.jsonl` (train/callbacks.py,
 LogCallback).
 """
@@ -34,6 +34,7 @@ PHASES = tuple(
     )
 )
 ORDER = ("starting Ray", *(phase for _, phase in PHASES[:5]))
+STOPPING = "stopping the workers"
 WINDOW = 20
 
 
@@ -51,6 +52,8 @@ class Progress:
 
     def line(self, line: str, now: float) -> Event | None:
         """The phase that a line of output begins, if it begins one."""
+        if self.phase == STOPPING:
+            return None
         phase = next((phase for pattern, phase in PHASES if pattern.search(line)), None)
         if phase is None or phase == self.phase:
             return None
@@ -69,11 +72,12 @@ class Progress:
         step, total, loss = row.get("current_steps"), row.get("total_steps"), row.get("loss")
         if not isinstance(step, int) or not jsontext.is_count(step):
             return None
+        self.step = step  # also of the last row, which has no loss
         if jsontext.is_number(row.get("eval_loss")):
             return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
         if not jsontext.is_number(loss):
             return None
-        self.step, self.total = step, total if isinstance(total, int) and jsontext.is_count(total) else self.total
+        self.total = total if isinstance(total, int) and jsontext.is_count(total) else self.total
         per_step = self._seconds_per_step(step, now)
         self._seen.append((step, now))
         event: Event = {"event": "step", "time": now, "step": step, "total": self.total, "loss": loss}
@@ -86,12 +90,12 @@ class Progress:
             if self.tokens_per_step:
                 event["tokens_per_second"] = round(self.tokens_per_step / per_step, 1)
                 event["tokens_per_second_per_worker"] = round(self.tokens_per_step / per_step / self.workers, 1)
-        resumed = self.phase in ("saving", "evaluating", *ORDER[:-1])
-        self.phase = "training" if resumed else self.phase
+        training = self.phase in ("saving", "evaluating", *ORDER[:-1])
+        self.phase = "training" if training else self.phase
         return event
 
     def _seconds_per_step(self, step: int, now: float) -> float | None:
-        """Over the last rows; for the first one, since the training began, unless it goes on from a checkpoint."""
+        """Over the last rows; for the first one, since the training began, unless it resumes from a checkpoint."""
         if self._seen:
             first, then = self._seen[0]
             return (now - then) / (step - first) if step > first and now > then else None
@@ -126,8 +130,6 @@ def describe(event: Mapping[str, object]) -> str:
         return f"held out at step {event['step']}: {held_out(event['loss'])}"
     if kind == "checkpoint":
         return f"saved checkpoint-{event['step']} ({size(event.get('bytes'))})"
-    if kind == "restart":
-        return f"starts again ({event.get('attempt')} of {event.get('retries')}): {event.get('cause')}"
     return str(event.get("phase") or event.get("state") or kind)
 
 

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from shlex import quote
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from cpt_launcher import jsontext
-from cpt_launcher.disk import write_json
+from cpt_launcher.disk import remove_tree, write_bytes, write_json
 from cpt_launcher.errors import NotReadyError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
@@ -40,20 +41,26 @@ SILENT_SECONDS = 120.0
 # What a run.json must hold where it holds it at all.
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("host", "pid_started", "user", "started", "checkpoints", "device"), (str, type(None))),
-    **dict.fromkeys(("ended", "cause", "output", "mlflow_run"), (str, type(None))),
-    **dict.fromkeys(("tokens", "data", "versions"), (dict, type(None))),
-    **dict.fromkeys(("restarts", "gpus"), (list, type(None))),
+    **dict.fromkeys(
+        ("ended", "cause", "output", "mlflow_run", "config", "config_text", "directory"), (str, type(None))
+    ),
+    **dict.fromkeys(("tokens", "data", "versions", "resumed", "in_force", "trained_on"), (dict, type(None))),
+    **dict.fromkeys(("restarts", "gpus", "overrides"), (list, type(None))),
 }
 _TOKENS = ("documents", "tokens_in", "tokens", "blocks", "lost")
+RESERVE = 65_536  # bytes
 
 
 @dataclass(frozen=True)
 class Record:
     """The content of run.json: what it takes to do the run again. Times are ISO 8601 in UTC.
 
-    `arguments` is the user's command line, `command` the training process's. `data` maps staged files to their sha256.
-    `checkpoints`: `marked` where the workers mark complete ones, `copied` where Ray copies them its own way. `tokens`:
-    what came of the documents, where the workers counted. `secrets`: names alone.
+    `arguments` is the user's command line, `command` the training process's. `config_text`, `overrides` and `retries`
+    are what `cpt resume` starts it with again, in `directory`. `data` maps staged files to their sha256. `checkpoints`:
+    `marked` where the workers mark complete ones, `copied` where Ray copies them its own way. `resumed`: the checkpoint
+    that it resumed from, with its step and the tokens trained on until then. `in_force`: arguments for which that
+    checkpoint's values hold, not the config's. `tokens`: what came of the documents, where the workers counted.
+    `trained_on`: steps, tokens trained on and epochs, from the first start on. `secrets`: names alone.
     """
 
     run: str
@@ -61,6 +68,9 @@ class Record:
     config: str
     config_sha256: str
     config_text: str
+    overrides: tuple[str, ...]
+    directory: str
+    retries: int
     train_yaml: str
     train_yaml_sha256: str
     arguments: tuple[str, ...]
@@ -80,7 +90,10 @@ class Record:
     device: str = "gpu"
     gpus: tuple[str, ...] = ()
     tokens_per_step: int = 0
+    resumed: Mapping[str, object] | None = None
+    in_force: Mapping[str, object] = field(default_factory=dict)
     tokens: Mapping[str, object] | None = None
+    trained_on: Mapping[str, object] | None = None
     mlflow_run: str | None = None
     secrets: tuple[str, ...] = ()
     git: Mapping[str, object] | None = None
@@ -93,19 +106,28 @@ def start(
     plan: Plan,
     *,
     marked: bool,
+    config_text: str,
+    overrides: Sequence[str],
     arguments: Sequence[str],
     git: Mapping[str, object] | None,
     data: Mapping[str, str],
-    mlflow_run: str | None = None,
+    resumed: Mapping[str, object] | None = None,
+    in_force: Mapping[str, object] = MappingProxyType({}),
 ) -> Record:
-    """Write the record of a run that is about to start."""
-    config = plan.config.read_bytes()
+    """Write the record of a run that is about to start.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     record = Record(
         run=plan.layout.run,
         state="running",
         config=str(plan.config.absolute()),
-        config_sha256=_sha256(config),
-        config_text=config.decode("utf-8", "replace"),
+        config_sha256=_sha256(config_text.encode()),
+        config_text=config_text,
+        overrides=tuple(overrides),
+        directory=str(Path.cwd()),
+        retries=plan.retries,
         train_yaml=str(plan.layout.train_yaml),
         train_yaml_sha256=_sha256(plan.train_yaml.encode()),
         arguments=tuple(arguments),
@@ -121,33 +143,65 @@ def start(
         device=plan.device,
         gpus=gpu_names(),
         tokens_per_step=plan.tokens_per_step,
-        mlflow_run=mlflow_run,
         secrets=plan.secrets,
+        resumed=resumed,
+        in_force=dict(in_force),
         git=git,
         data=data,
         versions=versions(),
     )
-    _write(plan.layout, record)
+    write_bytes(plan.layout.reserve, os.urandom(RESERVE))
+    write(plan.layout, record)
     return record
 
 
 def restarted(layout: Layout, record: Record, cause: str, step: int) -> Record:
     """Write that an attempt failed at `step` and another one begins."""
     again = replace(record, restarts=(*record.restarts, {"time": now(), "cause": cause, "step": step}))
-    _write(layout, again)
+    write(layout, again)
     return again
 
 
-def end(
-    layout: Layout,
-    record: Record,
-    state: State,
-    exit_code: int,
-    cause: str | None = None,
-    tokens: Mapping[str, object] | None = None,
-) -> None:
-    """Write how it ended."""
-    _write(layout, replace(record, state=state, ended=now(), exit_code=exit_code, cause=cause, tokens=tokens))
+def end(layout: Layout, record: Record, state: State, exit_code: int, cause: str | None = None) -> Record:
+    """Write how it ended.
+
+    Raises:
+        StorageError: it cannot be written, though the reserve was given back.
+    """
+    remove_tree(layout.reserve)
+    ended = replace(record, state=state, ended=now(), exit_code=exit_code, cause=cause)
+    write(layout, ended)
+    return ended
+
+
+def tokens_until(known: Mapping[str, object], step: int) -> int | None:
+    """Tokens that a run was trained on up to a step, all its starts counted; None where blocks are not packed, or
+    nothing is known. `known` is run.json.
+    """
+    each, resumed = known.get("tokens_per_step"), known.get("resumed")
+    before = resumed if isinstance(resumed, Mapping) else {"step": 0, "tokens": 0}
+    at, tokens = before.get("step"), before.get("tokens")
+    if not isinstance(each, int) or not isinstance(at, int) or not isinstance(tokens, int) or not each:
+        return None
+    return tokens + (step - at) * each if step >= at else tokens * step // at
+
+
+def trained(known: Mapping[str, object], step: int, epochs: object) -> dict[str, object] | None:
+    """Steps, tokens trained on, and epochs, up to a step. The last step of an epoch may hold fewer tokens: they are not
+    more than the epochs' own.
+    """
+    tokens, packed = tokens_until(known, step), known.get("tokens")
+    if tokens is None or not step:
+        return None
+    whole = packed.get("tokens") if isinstance(packed, Mapping) else None
+    if isinstance(epochs, int | float) and epochs >= 1 and isinstance(whole, int):
+        tokens = min(tokens, round(epochs * whole))
+    return {"steps": step, "tokens": tokens, "epochs": epochs if isinstance(epochs, int | float) else None}
+
+
+def resume_command(layout: Layout) -> str:
+    """What to type to have a run resumed."""
+    return f"cpt resume {quote(str(layout.run_dir))}"
 
 
 def read(layout: Layout) -> dict[str, object] | None:
@@ -185,6 +239,9 @@ def _sound(known: object) -> dict[str, object]:
         "end_of_text" in tokens and all(jsontext.is_count(tokens.get(key)) for key in _TOKENS)
     ):
         wrong.append("tokens")
+    trained = known.get("trained_on")
+    if isinstance(trained, dict) and not all(jsontext.is_count(trained.get(key)) for key in ("steps", "tokens")):
+        wrong.append("trained_on")
     known = {key: value for key, value in known.items() if key not in wrong}
     if known["state"] == "running" and not {"host", "pid"} <= set(known):
         raise ValueError("it does not say where the run is going on")
@@ -230,7 +287,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(layout: Layout, record: Record) -> None:
+def write(layout: Layout, record: Record) -> None:
+    """Replace run.json.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     write_json(layout.run_json, asdict(record))
 
 

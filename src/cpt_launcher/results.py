@@ -12,7 +12,8 @@ from cpt_launcher import checkpoints, jsontext
 @dataclass(frozen=True)
 class Results:
     """A run's output: losses are means over `logging_steps` steps, as LLaMA-Factory logs them. `base` and `trained` are
-    those on what was held out, before the first step and after the last; None where nothing was.
+    those on what was held out, before the first step and after the last; None where nothing was. `tokens` and
+    `trained_on` are those of run.json.
     """
 
     steps: int
@@ -23,6 +24,7 @@ class Results:
     base: float | None = None
     trained: float | None = None
     tokens: Mapping[str, object] | None = None
+    trained_on: Mapping[str, object] | None = None
 
 
 def read(output: Path) -> Results | None:
@@ -32,15 +34,16 @@ def read(output: Path) -> Results | None:
     held_out = {row["current_steps"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     if not points:
         return None
+    last = int(rows[-1].get("current_steps", points[-1][0]))  # more than the last one whose loss was logged
     plot = output / "training_loss.png"
     return Results(
-        steps=int(points[-1][0]),
+        steps=last,
         first_loss=points[0][1],
         last_loss=points[-1][1],
         checkpoints=tuple(item.path for item in checkpoints.find(output) if item.complete),
         plot=plot if plot.is_file() else None,
         base=held_out.get(0),
-        trained=held_out.get(points[-1][0]) if points[-1][0] else None,
+        trained=held_out.get(last) if last else None,
     )
 
 

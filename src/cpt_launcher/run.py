@@ -9,13 +9,34 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cpt_launcher import checkpoints, closing, cluster, disk, launch, manifest, preflight, record, stage, tracker
-from cpt_launcher.attempt import Attempt, Show
+from cpt_launcher import (
+    checkpoints,
+    closing,
+    cluster,
+    disk,
+    launch,
+    manifest,
+    preflight,
+    record,
+    resumption,
+    stage,
+    tracker,
+)
+from cpt_launcher.attempt import Attempt, Ended, Show
+from cpt_launcher.checkpoints import Checkpoint
 from cpt_launcher.config import PlainConfig, RunConfig
-from cpt_launcher.errors import ConfigError, DataError, InterruptedRunError, NotReadyError, Problem, TrainingError
+from cpt_launcher.errors import (
+    ConfigError,
+    DataError,
+    InterruptedRunError,
+    NotReadyError,
+    Problem,
+    StorageError,
+    TrainingError,
+)
 from cpt_launcher.explain import Failure
 from cpt_launcher.layout import Layout
-from cpt_launcher.plan import Plan, plan_run
+from cpt_launcher.plan import Plan, plan_run, tokens_per_step
 from cpt_launcher.results import Results
 from cpt_launcher.secrets import named, redact, values
 
@@ -31,23 +52,27 @@ ROOM_POLL, ROOM_WAIT = 15.0, 3600.0  # seconds for which a cluster that lost a n
 @dataclass(frozen=True)
 class Options:
     """How a run is to go: `retries` replaces the config's own, `skip` names preflight checks, `trust` users whose
-    checkpoint may be resumed from.
+    checkpoint may be resumed from. `name`: the run to resume, where that is not the config's own. `text` and
+    `overrides`: what the config was read from, for the record.
     """
 
     fresh: bool = False
     retries: int | None = None
     skip: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
+    name: str | None = None
+    text: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
-def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
-    """The run's name: the config's own, or with `fresh` the first `name-N` that is not taken.
+def choose_run(config: RunConfig | PlainConfig, *, fresh: bool, name: str | None = None) -> str:
+    """The run's name: `name` or the config's own, or with `fresh` the first `name-N` that is not taken.
 
     Raises:
         ConfigError: that run has finished, or a plain YAML is to start afresh.
-        NotReadyError: that run is going on.
+        NotReadyError: that run is running.
     """
-    layout = Layout(config.storage, config.name)
+    layout = Layout(config.storage, name or config.name)
     if fresh and layout.run_dir.exists():
         if isinstance(config, PlainConfig):
             hint = "set another ray_run_name and output_dir in it"
@@ -56,11 +81,28 @@ def choose_run(config: RunConfig | PlainConfig, *, fresh: bool) -> str:
         return next(name for n in numbers if not (config.storage / (name := f"{config.name}-{n}")).exists())
     known = record.read(layout) or {}
     if known.get("state") == "finished":
-        hint = "run it again under a new folder with --fresh, or give it another name: name=..."
-        raise ConfigError(Problem(f"the run {config.name} has finished", str(layout.run_dir), hint))
+        hint = "`cpt run CONFIG --fresh` runs it again in a new folder, or give it another name: name=..."
+        raise ConfigError(Problem(f"the run {layout.run} has finished", str(layout.run_dir), hint))
     if known.get("state") == "running":
-        raise _going_on(layout, f" on {known.get('host')}, process {known.get('pid')}")
-    return config.name
+        raise _running(layout, f" on {known.get('host')}, process {known.get('pid')}")
+    return layout.run
+
+
+def planned(
+    config: RunConfig | PlainConfig, environ: Mapping[str, str], name: str
+) -> tuple[Plan, resumption.Resumption | None]:
+    """The plan of a run, and what it resumes from: what the checkpoint keeps in force stands in the plan.
+
+    Raises:
+        ConfigError: see `plan_run`; or the checkpoint is for another number of workers.
+        DataError: the data of an entry is not there.
+    """
+    plan = plan_run(config, environ, name)
+    found = resumption.find(plan)
+    if found is None:
+        return plan, None
+    plan = plan_run(resumption.kept_in_force(config, found), environ, name)
+    return replace(plan, tokens_per_step=tokens_per_step({**plan.train, **found.in_force}, plan.workers)), found
 
 
 def run(
@@ -74,77 +116,124 @@ def run(
     options = options or Options()
     instead = config.mlflow.uri if isinstance(config, RunConfig) and config.mlflow else None
     environ = tracker.apart(environ, instead)
-    name = choose_run(config, fresh=options.fresh)
-    layout = Layout(config.storage, name)
-    plan = plan_run(config, environ, name)
+    layout = Layout(config.storage, choose_run(config, fresh=options.fresh, name=options.name))
+    plan = plan_run(config, environ, layout.run)
     ready = preflight.check(plan, environ, skip=options.skip)
+    environ = ready.environ
     for warning in ready.warnings:
         show.step(f"warning: {warning}")
     stage_missing(plan, show)
     disk.require_no_foreign_links(layout.storage, layout.run_lock.parent)
     with disk.lock(layout.run_lock, wait=False) as mine:
         if not mine:
-            raise _going_on(layout, "")
-        plan = plan_run(config, environ, name)  # which tokens belong to the data is known once it is staged
+            raise _running(layout, "")
+        plan, resumed = planned(config, environ, layout.run)  # which tokens it has is known once the data is staged
         checkpoints.require_resuming_ours(plan.output, options.trust)
         plan = plan if options.retries is None else replace(plan, retries=options.retries)
-        if plan.tokenized:
-            show.step(f"trains on tokens that are there: {plan.train['tokenized_path']}")
-        elif plan.packing:
-            show.step(str(plan.packing))
-        show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
+        _tell(plan, resumed, show)
         handed = named(plan.secrets, environ)
         with cluster.holding(handed, environ) if ready.cluster and handed else contextlib.nullcontext() as key:
-            return plan, _attempts(plan, environ, show, ready, secrets_key=key)
+            attempt = Attempt(plan, environ, show, ready.marked, key)
+            attempt.make_room()
+            before = record.read(layout) or {}
+            show.step(f"{disk.write_text(layout.train_yaml, plan.train_yaml):9} {layout.train_yaml}")
+            started = _started(plan, environ, options, before, resumed, marked=ready.marked)
+            with closing.recording(plan, environ, started, show.step) as running:
+                running.track(before.get("mlflow_run"))
+                settings = closing.settings(layout.run, running.record.mlflow_run, environ)
+                attempt = replace(attempt, settings=settings)
+                results = _until_it_ends(attempt, running, wait_for_room=ready.cluster is not None)
+    ended = running.record
+    return plan, replace(results, tokens=ended.tokens, trained_on=ended.trained_on) if results else None
 
 
-def _attempts(
-    plan: Plan, environ: Mapping[str, str], show: Show, ready: preflight.Ready, *, secrets_key: str | None
-) -> Results | None:
-    """Train, and after a failure that another try can mend, train on from the newest complete checkpoint."""
-    before = record.read(plan.layout) or {}
-    strict = before.get("checkpoints") == "marked"
-    earlier = before.get("mlflow_run")
-    mlflow_run = closing.open_tracking(plan, environ, earlier if isinstance(earlier, str) else None, show.step)
-    settings = closing.settings(plan.layout.run, mlflow_run, environ)
-    attempt = Attempt(plan, environ, show, ready.marked, secrets_key, strict=strict, settings=settings)
-    attempt.make_room()
+def _tell(plan: Plan, resumed: resumption.Resumption | None, show: Show) -> None:
+    """What is worth knowing before it starts."""
+    if plan.tokenized:
+        show.step(f"trains on tokens that are there: {plan.train['tokenized_path']}")
+    elif plan.packing:
+        show.step(str(plan.packing))
+    for change in resumed.changes if resumed else ():
+        show.step(f"warning: differs from the recorded run: {change}")
+
+
+def _started(
+    plan: Plan,
+    environ: Mapping[str, str],
+    options: Options,
+    before: Mapping[str, object],
+    resumed: resumption.Resumption | None,
+    *,
+    marked: bool,
+) -> record.Record:
+    """Write the record of what is about to start. `before` is the record of the start before it, if there was one."""
     ours = {str(copy.target.relative_to(plan.layout.storage)) for copy in (*plan.copies, *plan.present)}
-    data = {path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours}
-    arguments = [redact(text, values(plan.secrets, environ)) for text in sys.argv]
-    known = record.start(plan, marked=ready.marked, arguments=arguments, git=_git(), data=data, mlflow_run=mlflow_run)
+    hidden = values(plan.secrets, environ)
+    step = resumed.checkpoint.step if resumed else 0
+    return record.start(
+        plan,
+        marked=marked,
+        config_text=plan.config.read_text("utf-8", "replace") if options.text is None else options.text,
+        overrides=[redact(text, hidden) for text in options.overrides],
+        arguments=[redact(text, hidden) for text in sys.argv],
+        git=_git(),
+        data={path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours},
+        resumed={"step": step, "tokens": record.tokens_until(before, step), **resumed.facts()} if resumed else None,
+        in_force=resumed.in_force if resumed else {},
+    )
 
-    def end(state: record.State, code: int, cause: str | None = None) -> None:
-        closing.close(plan, environ, known, state, code, cause, show.step)
 
-    for number in range(plan.retries + 1):
-        ended = attempt.run()
-        if ended.interrupted_by is not None:
-            end("interrupted", InterruptedRunError.exit_code, ended.interrupted_by)
-            raise _interrupted(plan, ended.interrupted_by, saved=attempt.saved())
-        if ended.failure is None:
-            end("finished", 0)
-            return replace(ended.results, tokens=closing.tokens(plan)) if ended.results else None
-        again = number < plan.retries and _mendable(ended.failure, ended.steps)
-        with contextlib.suppress(Exception) if again else contextlib.nullcontext():
-            attempt.make_room(disk_full=ended.failure.rule == "disk-full")
-        if not again:
-            end("failed", TrainingError.exit_code, ended.failure.cause)
-            raise _failed(plan, ended.failure, tried=number)
-        wait = min(FIRST_WAIT * 2**number, LONGEST_WAIT)
-        known = record.restarted(plan.layout, known, ended.failure.cause, ended.step)
-        show.step(f"failed: {ended.failure.cause}")
-        show.step(f"tries again in {wait:.0f} s ({number + 1} of {plan.retries})")
-        came = launch.pause(wait)
+def _until_it_ends(attempt: Attempt, running: closing.Recording, *, wait_for_room: bool) -> Results | None:
+    """Train, and after a failure that another try can mend, train on from the newest complete checkpoint.
+
+    Raises:
+        TrainingError: it failed, and no other try can mend that.
+        InterruptedRunError: a signal ended it.
+        NotReadyError: the cluster has no room for another try.
+    """
+    plan, number = attempt.plan, 0
+    while True:
         try:
-            stopped = came.name if came else _wait_for_room(plan, environ, show) if ready.cluster else None
-        except NotReadyError as error:
-            end("failed", error.exit_code, error.problems[0].what)
-            raise
-        if stopped is not None:
-            end("interrupted", InterruptedRunError.exit_code, stopped)
-            raise _interrupted(plan, stopped, saved=attempt.saved())
-    raise AssertionError("the last attempt returns or raises")
+            ended = attempt.run()
+            saved = attempt.saved()
+            running.step = ended.step or (saved.step if saved else 0)
+            if ended.failure is None and ended.interrupted_by is None:
+                return ended.results
+            name = ended.interrupted_by or _before_another_try(
+                attempt, running, ended, number, wait_for_room=wait_for_room
+            )
+        except KeyboardInterrupt:  # between two attempts, where no process passes signals on
+            name = "a signal"
+        if name is not None:
+            running.cause = name
+            raise _interrupted(plan, name, attempt.saved(), running.step)
+        number += 1
+
+
+def _before_another_try(
+    attempt: Attempt, running: closing.Recording, ended: Ended, number: int, *, wait_for_room: bool
+) -> str | None:
+    """Make room, and wait; the signal that came meanwhile, if one did."""
+    plan, show, failure = attempt.plan, attempt.show, ended.failure
+    assert failure is not None
+    running.cause = failure.cause
+    disk_full = failure.rule == "disk-full"
+    try:
+        if number >= plan.retries or not _mendable(failure, ended.steps):
+            if disk_full:
+                attempt.clear(remove=True)
+            raise _failed(plan, failure, attempt.saved(), tried=number)
+        attempt.make_room(disk_full=disk_full)
+        running.restarted(failure.cause, ended.step)
+    except (ConfigError, StorageError) as error:
+        show.step(f"warning: no room is made for another try: {error}")
+        raise _failed(plan, failure, attempt.saved(), tried=number) from None
+    wait = min(FIRST_WAIT * 2**number, LONGEST_WAIT)
+    show.step(f"failed: {failure.cause}")
+    show.step(f"tries again in {wait:.0f} s ({number + 1} of {plan.retries})")
+    came = launch.pause(wait)
+    running.cause = None
+    return came.name if came else _wait_for_room(plan, attempt.environ, show) if wait_for_room else None
 
 
 def _wait_for_room(plan: Plan, environ: Mapping[str, str], show: Show) -> str | None:
@@ -169,27 +258,37 @@ def _mendable(failure: Failure, steps: int) -> bool:
     return failure.retry == "yes" or (failure.retry == "after-progress" and steps > 0)
 
 
-def _failed(plan: Plan, failure: Failure, *, tried: int) -> TrainingError:
+def _failed(plan: Plan, failure: Failure, saved: Checkpoint | None, *, tried: int) -> TrainingError:
     where = f"{failure.origin}; " if failure.origin else ""
     after = f" (after {tried} more {'try' if tried == 1 else 'tries'})" if tried else ""
     hint = " ".join(text for text in (failure.means, failure.hint) if text)
+    hint = hint or "the log has the whole story, the cause first"
     return TrainingError(
         Problem(
             f"training failed{after}: {failure.cause}",
             f"{where}the whole log: {plan.layout.train_log}",
-            hint or "the log has the whole story, the cause first; the same command goes on from the newest checkpoint",
+            f"{hint.rstrip('.')}; {_next(plan, saved)}",
         )
     )
 
 
-def _interrupted(plan: Plan, name: str, *, saved: bool) -> InterruptedRunError:
-    hint = "the same command goes on from the newest checkpoint" if saved else "the same command starts it over"
-    return InterruptedRunError(Problem(f"interrupted by {name}", str(plan.layout.train_log), hint))
+def _interrupted(plan: Plan, name: str, saved: Checkpoint | None, step: int) -> InterruptedRunError:
+    at = f" at step {step}" if step else ""
+    lost = step - saved.step if saved else 0
+    again = f"; {lost} {'step' if lost == 1 else 'steps'} since then will be made again" if lost > 0 else ""
+    return InterruptedRunError(
+        Problem(f"interrupted by {name}{at}", str(plan.layout.train_log), f"{_next(plan, saved)}{again}")
+    )
 
 
-def _going_on(layout: Layout, where: str) -> NotReadyError:
+def _next(plan: Plan, saved: Checkpoint | None) -> str:
+    command = f"`{record.resume_command(plan.layout)}`"
+    return f"{command} resumes from {saved.path.name}" if saved else f"no checkpoint was saved: {command} starts over"
+
+
+def _running(layout: Layout, where: str) -> NotReadyError:
     hint = f"`cpt status {layout.run_dir}` shows it; wait for it, or end it"
-    return NotReadyError(Problem(f"the run {layout.run} is going on{where}", str(layout.run_json), hint))
+    return NotReadyError(Problem(f"the run {layout.run} is running{where}", str(layout.run_json), hint))
 
 
 def _git() -> dict[str, object] | None:

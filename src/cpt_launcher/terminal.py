@@ -14,9 +14,10 @@ import typer
 
 from cpt_launcher import escapes, jsontext, plots, progress, token_count
 from cpt_launcher.dataset import Copy
-from cpt_launcher.errors import CptError
+from cpt_launcher.errors import CptError, InterruptedRunError
 from cpt_launcher.history import UNREADABLE
 from cpt_launcher.plan import Plan
+from cpt_launcher.record import resume_command
 from cpt_launcher.records import estimated_tokens
 from cpt_launcher.stage import Progress, Staged
 
@@ -47,6 +48,7 @@ def report(plan: Plan, results: Results | None) -> None:
             f"loss {results.first_loss:.4f} -> {results.last_loss:.4f}",
             *_held_out(results),
             *([f"  tokens       {token_count.describe(results.tokens)}"] if results.tokens else []),
+            *([f"  trained on   {token_count.describe_trained(results.trained_on)}"] if results.trained_on else []),
             f"  model        {plan.output}",
             f"  checkpoints  {saved} (in the same folder)",
             f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
@@ -94,7 +96,7 @@ def runs(found: Sequence[Run]) -> None:
 def status(run: Run) -> None:
     """What a run is doing, or how it ended."""
     record, last = run.record, run.steps[-1] if run.steps else None
-    state = {"lost": "lost: its launcher is gone; the same command goes on"}.get(run.state, run.state)
+    state = {"lost": "lost: its launcher is gone"}.get(run.state, run.state)
     state += f", {run.phase}" if run.state == "running" and run.phase else ""
     lines = [f"Run {run.layout.run}: {state}"]
     if last:
@@ -118,9 +120,14 @@ def status(run: Run) -> None:
         lines.append(f"  ended        {record['ended']}, exit code {record.get('exit_code')}")
     if isinstance(counted := record.get("tokens"), dict):
         lines.append(f"  tokens       {token_count.describe(counted)}")
+    if isinstance(trained := record.get("trained_on"), dict):
+        lines.append(f"  trained on   {token_count.describe_trained(trained)}")
     for event in [*run.evals[:1], *run.evals[1:][-1:]]:
         lines.append(f"  held out     step {event['step']}: {progress.held_out(event['loss'])}")
-    answer("\n".join(map(escapes.flat, [*lines, f"  folder       {run.layout.run_dir}"])))
+    lines.append(f"  folder       {run.layout.run_dir}")
+    if run.state in ("failed", "interrupted", "lost"):
+        lines.append(f"  to resume    {resume_command(run.layout)}")
+    answer("\n".join(map(escapes.flat, lines)))
     if sys.stdout.isatty():
         answer(plots.text(run, min(shutil.get_terminal_size().columns, 100)))
 
@@ -227,9 +234,12 @@ NOTES = Notes()
 
 
 def fail(error: CptError) -> NoReturn:
-    """Every problem of an error with its place and what to do next, and the exit code of the contract."""
+    """Every problem of an error with its place and what to do next, and the exit code of the contract. A stop that was
+    asked for is no error.
+    """
+    sign = "cpt" if isinstance(error, InterruptedRunError) else "error"
     for problem in error.problems:
-        typer.echo(f"error: {escapes.flat(problem.what)}", err=True)
+        typer.echo(f"{sign}: {escapes.flat(problem.what)}", err=True)
         if problem.where:
             typer.echo(f"  where: {escapes.flat(problem.where)}", err=True)
         if problem.hint:

@@ -19,8 +19,8 @@ FILE, PART = "CPT_TOKEN_COUNT", "CPT_TOKEN_PART"
 
 
 def install(file: str | None) -> None:
-    """Count from now on; only in the first rank, which makes the tokens that the others read."""
-    if file and os.environ.get("RANK", "0") == "0":
+    """Count from now on."""
+    if file:
         os.environ[FILE] = file
         AfterImport.install("llamafactory.data.processor.pretrain", _count)
         AfterImport.install("llamafactory.data.loader", _tell_parts_apart)
@@ -42,6 +42,10 @@ def _count(module: Any) -> None:
     inner = kind.preprocess_dataset
 
     def preprocess_dataset(self: Any, examples: Any) -> Any:
+        # LLaMA-Factory maps once on each node (data/loader.py, `main_process_first`). Ray sets RANK only after the
+        # worker's set-up (ray/train/torch/config.py), and the map's own processes inherit it.
+        if os.environ.get("RANK", "0") != "0":
+            return inner(self, examples)
         own, counting = self.tokenizer, _Counting(self.tokenizer)
         self.tokenizer = counting
         try:
@@ -76,7 +80,7 @@ class _Counting:
 
 
 def total(lines: Iterable[str]) -> dict[str, object] | None:
-    """The training part of a count file: documents, tokens in and trained on, blocks, and the end-of-text token."""
+    """The training part of a count file: documents, tokens in and packed, blocks, and the end-of-text token."""
     sums, end = dict.fromkeys(("documents", "tokens_in", "blocks", "tokens"), 0), ""
     for line in lines:
         try:
@@ -93,6 +97,13 @@ def describe(counted: Mapping[str, Any]) -> str:
     """A line for a person."""
     lost = counted["lost"] / max(counted["tokens_in"], 1)
     return (
-        f"{counted['tokens_in']:,} tokens in {counted['documents']:,} documents, {counted['tokens']:,} in"
-        f" {counted['blocks']:,} blocks are trained on ({lost:.2%} lost); documents end in {counted['end_of_text']}"
+        f"{counted['tokens_in']:,} tokens in {counted['documents']:,} documents, packed into {counted['blocks']:,}"
+        f" blocks ({lost:.2%} lost); documents end in {counted['end_of_text']}"
     )
+
+
+def describe_trained(trained: Mapping[str, Any]) -> str:
+    """A line for a person."""
+    epochs = trained.get("epochs")
+    passes = f", {epochs:.2f} epochs" if isinstance(epochs, int | float) else ""
+    return f"{trained['tokens']:,} tokens in {trained['steps']:,} steps{passes}"

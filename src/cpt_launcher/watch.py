@@ -15,7 +15,7 @@ from cpt_launcher import checkpoints, disk
 from cpt_launcher.errors import StorageError
 from cpt_launcher.explain import rank_of
 from cpt_launcher.plan import Plan
-from cpt_launcher.progress import Event, Progress
+from cpt_launcher.progress import STOPPING, Event, Progress
 from cpt_launcher.secrets import redact
 
 TAIL_LINES = 4000
@@ -89,6 +89,12 @@ class Watch:
         """Record and show an event of the launcher's own."""
         with self._lock:
             self._emit(event)
+
+    def stopping(self) -> None:
+        """A signal came: say so at once, the workers take their time."""
+        with self._lock:
+            self.progress.phase = STOPPING
+            self._emit({"event": "phase", "time": time.time(), "phase": STOPPING})
 
     def finish(self) -> None:
         """A last look, whatever is due."""
