@@ -25,7 +25,10 @@ def layout(tmp_path: Path) -> Layout:
     layout = Layout(tmp_path / "storage", "first")
     (layout.run_dir / "cpt").mkdir(parents=True)
     layout.train_yaml.write_text("model_name_or_path: some/model\ncutoff_len: 512\nlearning_rate: 1.0e-4\n")
-    write(layout, state="interrupted", data={"c.jsonl": "ab12"}, versions={"ray": "2.48.0"}, tokens=None)
+    facts: dict[str, object] = {"data": {"c.jsonl": "ab12"}, "versions": {"ray": "2.48.0"}, "tokens_per_step": 1_024}
+    packed = {"documents": 9, "tokens_in": 747_600, "blocks": 1_460, "tokens": 747_520, "lost": 80}
+    facts["tokens"] = {**packed, "end_of_text": "<eos>"}
+    write(layout, state="interrupted", in_force={"learning_rate": 0.0002}, **facts)
     for number, loss in ((10, 3.0), (20, 2.0), (30, 2.5)):
         save(layout.output, number, loss=loss)
     events: list[dict[str, object]] = [{"event": "eval", "step": 0, "loss": 5.0}]
@@ -99,7 +102,10 @@ def test_the_model_card(layout: Layout) -> None:
         "| Held-out loss | base model 5.0000, this one 3.0000 |",
         "| Parameters | 1,234,567, bfloat16 |",
         "- `c.jsonl`, sha256 `ab12`",
-        "learning_rate: 0.0001",
+        "| Trained on | 20,480 tokens |",
+        "| Corpus | 747,520 tokens in 1,460 blocks of 512 |",
+        "| Documents end in | `<eos>` |",
+        "learning_rate: 0.0002",
         "ray 2.48.0",
     ):
         assert line in card

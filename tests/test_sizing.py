@@ -152,7 +152,15 @@ def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     more = (f"storage={tmp_path}", "--tokens", "50000", "--rate", "1.5", "train.max_samples=null")
     done = cpt("plan", config, *more, "--gpu", "L40S")
     assert done.code == 0, done.err
-    for words in ("3,880,263,168 parameters trained of 4,300,079,472", "= 4,096 tokens", "after the optimizer's"):
+    sized = json.loads(cpt("plan", config, *more, "--json").out)
+    seen = sized["steps"] * 4_096
+    epochs = f"steps    {sized['steps']:,} = {seen:,} tokens, about {seen / 50_000:.2f} epochs"
+    for words in (
+        "3,880,263,168 parameters trained of 4,300,079,472",
+        "= 4,096 tokens",
+        "after the optimizer's",
+        epochs,
+    ):
         assert words in done.out
     assert row(done, "L40S")[:2] == ["L40S", "yes"]
     assert "PRICE: TIME on 4 GPUs at 1.5 a GPU hour, in that rate's currency." in done.out

@@ -84,6 +84,9 @@ def _what(run: str, found: Sizing) -> list[str]:
     corpus = f"about {found.tokens:,} tokens to train on" if found.tokens else "not known"
     corpus += f", {found.held_out:,} held out" if found.held_out else ""
     steps = f"{found.steps:,}" if found.steps else "not known; stage the data or give --tokens N"
+    if found.steps and found.tokens:
+        seen = found.steps * one.tokens_per_step
+        steps += f" = {seen:,} tokens, about {seen / found.tokens:.2f} epochs"
     storage = f"{shown(found.checkpoint)} a checkpoint, {shown(found.model)} the final model"
     if found.checkpoints is not None:
         most = shown(found.checkpoints * found.checkpoint + found.model)

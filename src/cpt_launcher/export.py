@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, checkpoints, child, disk, footprint, subtask
+from cpt_launcher import assets, checkpoints, child, disk, footprint, record, subtask
 from cpt_launcher.checkpoints import Checkpoint
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.exporting import gathered
@@ -166,10 +166,14 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True
     )
+    in_force = run.record.get("in_force")
+    train = {**training(run), **(in_force if isinstance(in_force, dict) else {})}
+    epochs = next((event.get("epoch") for event in run.steps if event["step"] == chosen.step), None)
     return environment.from_string(template).render(
         run=run,
+        trained=record.trained(run.record, chosen.step, epochs),
         record={"tokens": None, "gpus": (), "versions": {}, "data": {}, "workers": 1, "device": "", **run.record},
-        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **training(run)},
+        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **train},
         losses={event["step"]: event["loss"] for event in run.evals},
         chosen=chosen,
         seen=seen,
