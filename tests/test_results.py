@@ -39,3 +39,8 @@ def test_the_last_step_is_the_last_row_whether_or_not_its_loss_was_logged(tmp_pa
     found = results.read(tmp_path)
     assert found is not None
     assert (found.steps, found.last_loss, found.trained) == (42, 2.0, 1.5)
+    (tmp_path / "trainer_log.jsonl").write_text("\n".join([rows[0], rows[2]]))
+    (tmp_path / "eval_results.json").write_text('{"eval_loss": 1.25}')
+    found = results.read(tmp_path)
+    assert found is not None
+    assert found.trained == 1.25

@@ -43,8 +43,16 @@ def read(output: Path) -> Results | None:
         checkpoints=tuple(item.path for item in checkpoints.find(output) if item.complete),
         plot=plot if plot.is_file() else None,
         base=held_out.get(0),
-        trained=held_out.get(last) if last else None,
+        trained=held_out.get(last, _evaluated_last(output)) if last else None,
     )
+
+
+def _evaluated_last(output: Path) -> float | None:
+    """The loss of the evaluation after the training, which LLaMA-Factory writes here alone (train/callbacks.py:
+    `on_train_end` closes the log).
+    """
+    loss = jsontext.mapping(output / "eval_results.json").get("eval_loss")
+    return loss if isinstance(loss, int | float) and jsontext.is_number(loss) else None
 
 
 def trained_since(output: Path, moment: float) -> bool:
