@@ -82,3 +82,49 @@ def test_shards_are_loaded_and_what_is_planted_in_them_is_not_run(tmp_path: Path
     for text in said.values():
         assert "_states.pt calls posix.system, and is not loaded" in text
     assert not list(tmp_path.glob("RAN*"))
+
+
+TIED = """
+import json, sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cpt_launcher import exporting
+
+here = Path(sys.argv[1])
+shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=8, tie_word_embeddings=True, **shape))
+words = Tokenizer(models.WordLevel({"The": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
+words.pre_tokenizer = pre_tokenizers.Whitespace()
+for name in ("export", "whole"):
+    model.save_pretrained(here / name)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(here / name)
+tensors = load_file(here / "export" / "model.safetensors")
+assert "lm_head.weight" not in tensors
+said = {}
+head = tensors["model.embed_tokens.weight"].clone()
+for case, more in (("both", {"lm_head.weight": head}), ("other", {"lm_head.weight": head + 1}), ("lost", {"x": head})):
+    save_file({**tensors, **more}, here / "whole" / "model.safetensors", {"format": "pt"})
+    try:
+        said[case] = exporting._check(here / "whole", here / "export")["compared"]
+    except RuntimeError as error:
+        said[case] = str(error)
+print("SAID" + json.dumps(said))
+"""
+
+
+def test_weights_that_are_one_tensor_under_two_names_are_compared_as_loaded(tmp_path: Path) -> None:
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    argv = (sys.executable, "-c", TIED, str(tmp_path))
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.rpartition("SAID")[2])
+    assert isinstance(said.pop("both"), int)
+    assert said == {
+        "other": "lm_head.weight differs from the checkpoint's",
+        "lost": "the export lacks x, and 0 more tensors",
+    }
