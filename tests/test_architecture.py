@@ -98,17 +98,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "history": {"assets", "errors", "layout", "progress", "reader", "record"},
     "job_anyscale": {"assets", "bundle", "errors", "launch", "yamlfile"},
     "job_ray": {"bundle", "errors"},
+    "resumption": {
+        "checkpoints", "config", "errors", "layout", "plan", "ray_worker", "reader", "record", "schema", "yamlfile",
+    },
     "sizing": {"amount", "errors", "footprint", "memory", "pace", "plan", "shape"},
     "export": {
-        "assets", "checkpoints", "child", "disk", "errors", "exporting", "footprint", "history", "record", "subtask",
+        "assets", "checkpoints", "child", "disk", "errors", "exporting", "footprint", "history", "jsontext", "layout",
+        "record", "subtask", "yamlfile",
     },
     "plots": {"history"},
     "preflight": {
         "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "record", "sizing",
         "tracker",
-    },
-    "resumption": {
-        "checkpoints", "config", "errors", "layout", "plan", "ray_worker", "reader", "record", "schema", "yamlfile",
     },
     "attempt": {
         "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "results",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import export, history
+from cpt_launcher import export, history, terminal
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError, TrainingError
 from cpt_launcher.layout import Layout
 
@@ -95,8 +95,10 @@ def test_the_model_card(layout: Layout) -> None:
     run = history.load(layout)
     card = export.card(run, export.choose(run, "20"), {"parameters": 1234567, "dtype": "bfloat16"})
     assert card.startswith(
-        "---\nlibrary_name: transformers\ntags: [continued-pretraining]\nbase_model: some/model\n---\n"
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\nbase_model: some/model\n"
+        "tags:\n- continued-pretraining\n---\n\n# first\n"
     )
+    assert "of `some/model`.\n" in card
     for line in (
         "| Step | 20 of 40 |",
         "| Held-out loss | base model 5.0000, this one 3.0000 |",
@@ -109,6 +111,56 @@ def test_the_model_card(layout: Layout) -> None:
         "ray 2.48.0",
     ):
         assert line in card
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("some/model", export.Base("some/model", "some/model")),
+        ("{storage}/models/own--mo--del", export.Base("own/mo--del", "own/mo--del", "abc")),
+        ("{storage}/models/other", export.Base("other")),
+        ("/home/me/.cache/hub/models--own--model/snapshots/f00", export.Base("own/model", "own/model", "f00")),
+        ("/home/me/own--model", export.Base("own--model")),
+        ("./here/model", export.Base("model")),
+    ],
+)
+def test_the_base_model_by_its_id_or_its_name_alone(layout: Layout, model: str, expected: export.Base) -> None:
+    for folder, said in (
+        ("own--mo--del", '{"model": "own/mo--del", "revision": "abc"}'),
+        ("other", '{"model": "x/y"}'),
+    ):
+        marker = layout.storage / "models" / folder / ".cpt-complete.json"
+        marker.parent.mkdir(parents=True)
+        marker.write_text(said)
+    model = model.format(storage=layout.storage)
+    assert export.base(model, layout.storage) == expected
+    layout.train_yaml.write_text(f"model_name_or_path: {model}\n")
+    run = history.load(layout)
+    card = export.card(run, export.choose(run, "20"), {})
+    assert [str(layout.storage) in card, "/home" in card] == [False, False]
+    assert (f"\nbase_model: {expected.hub}\n" in card, "base_model" in card) == ((expected.hub is not None,) * 2)
+
+
+def test_the_hub_reads_the_card(layout: Layout) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    run = history.load(layout)
+    data = hub.ModelCard(export.card(run, export.choose(run, "20"), {})).data
+    assert data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "some/model",
+        "tags": ["continued-pretraining"],
+    }
+
+
+@pytest.mark.parametrize(("parameters", "told"), [(1_214_848, True), (134_515_008, False)])
+def test_a_sample_of_a_tiny_model_misleads_nobody(
+    capsys: pytest.CaptureFixture[str], parameters: int, told: bool
+) -> None:
+    seen = {"compared": 9, "parameters": parameters, "dtype": "float32", "generated": "The,,,,"}
+    terminal.exported(export.Exported(Path("/made"), Path("/from"), 40, seen))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "The" in line)
+    assert line == "  sample       'The,,,,'" + told * " (a model of 1.2 million parameters cannot write)"
 
 
 def test_a_run_that_held_nothing_out(cpt: Cpt, layout: Layout) -> None:

@@ -46,7 +46,9 @@ def _tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator((json.loads(line)["text"] for line in lines), trainer)
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    # Its default has token_type_ids among them, which Gemma's `generate` refuses.
+    takes = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=takes, **special).save_pretrained(folder)
 
 
 def _weights(folder: Path) -> None:

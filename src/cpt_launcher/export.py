@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from cpt_launcher import assets, checkpoints, child, disk, footprint, record, subtask
+from cpt_launcher import assets, checkpoints, child, disk, footprint, jsontext, record, subtask, yamlfile
 from cpt_launcher.checkpoints import Checkpoint
-from cpt_launcher.errors import ConfigError, NotReadyError, Problem
-from cpt_launcher.exporting import gathered
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem, TrainingError
+from cpt_launcher.exporting import PROBLEM, gathered
 from cpt_launcher.history import Run
+from cpt_launcher.layout import Layout
 
 RECIPE = (
     "cutoff_len", "template", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps",
     "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_ratio", "bf16", "seed",
 )  # fmt: skip
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/(\w+)/?$")  # huggingface_hub's cache
 DTYPES = {"auto": "", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -35,6 +39,15 @@ class Options:
     check: bool = True
     arguments: Mapping[str, object] = field(default_factory=dict)
     trust: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a run began with: its name and, where it is from the hub, its id and revision there."""
+
+    name: str
+    hub: str | None = None
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,9 @@ def export(
         seen = subtask.run(
             argv, env, "the export", str(chosen.path), hint, given=json.dumps(request), secrets=run.secrets
         )
+        if PROBLEM in seen:
+            what, hint = (str(text) for text in list(seen[PROBLEM]))  # type: ignore[call-overload]
+            raise TrainingError(Problem(what, str(chosen.path), f"{hint} {target} (and in the base model's folder)"))
         disk.write_text(part / "README.md", card(run, chosen, seen))
         disk.sync_tree(part)
         disk.rename(part, target)
@@ -158,10 +174,34 @@ def training(run: Run) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+def base(model: str, storage: Path) -> Base:
+    """What a run's `model_name_or_path` is for others: a hub's id, or a folder's name without the way to it."""
+    if not model.startswith("/"):
+        return Base(model, model) if _HUB_ID.fullmatch(model) and not assets.is_dir(model) else Base(Path(model).name)
+    layout, folder = Layout(storage, ""), Path(model)
+    marker = jsontext.mapping(layout.model_marker(folder.name))
+    name, revision = str(marker.get("model")), marker.get("revision")
+    if _HUB_ID.fullmatch(name) and layout.model(name) == folder:  # as cpt fetch-model left it
+        return Base(name, name, str(revision) if revision else None)
+    if cached := _CACHED.search(model):
+        name = f"{cached[1]}/{cached[2]}"
+        return Base(name, name, cached[3])
+    return Base(folder.name)
+
+
+def _front_matter(found: Base) -> str:
+    """What the hub reads: https://huggingface.co/docs/hub/model-cards#model-card-metadata."""
+    values: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    of = {"base_model": found.hub} if found.hub else {}
+    return yamlfile.dump({**values, **of, "tags": ["continued-pretraining"]})
+
+
 def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
     """A model card: what the model was made from, with what, and how it did."""
     import jinja2
 
+    train = training(run)
+    found = base(str(train.get("model_name_or_path") or "unknown"), run.layout.storage)
     template = assets.template("model_card", ".md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, keep_trailing_newline=True
@@ -173,7 +213,9 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
         run=run,
         trained=record.trained(run.record, chosen.step, epochs),
         record={"tokens": None, "gpus": (), "versions": {}, "data": {}, "workers": 1, "device": "", **run.record},
-        train={"model_name_or_path": "unknown", "cutoff_len": None, "deepspeed": None, **train},
+        train={"cutoff_len": None, "deepspeed": None, **train},
+        base=found,
+        front_matter=_front_matter(found),
         losses={event["step"]: event["loss"] for event in run.evals},
         chosen=chosen,
         seen=seen,

@@ -7,6 +7,7 @@ gather are put together first, with DeepSpeed's own function. Its result is a li
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import pickle
 import re
@@ -21,7 +22,12 @@ from cpt_launcher.subtask import RESULT
 
 SAMPLES = 8
 NEW_TOKENS = 12
+PROBLEM = "problem"  # in the result: what and hint of an export that cannot be used
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+class UnusableError(Exception):
+    """The export is as the checkpoint is, and does not work: what is wrong, and what to do about it."""
 
 
 def main() -> None:
@@ -45,7 +51,11 @@ def main() -> None:
         export_model(arguments)
         if (source / "generation_config.json").is_file() and not (target / "generation_config.json").is_file():
             shutil.copy(source / "generation_config.json", target)
-        found = _check(source, target) if request["check"] else {}
+        (target / "Modelfile").unlink(missing_ok=True)  # Ollama's, which LLaMA-Factory leaves unasked
+        try:
+            found = _check(source, target) if request["check"] else {}
+        except UnusableError as error:
+            found = {PROBLEM: error.args}
     sys.stdout.write(f"\n{RESULT}{json.dumps(found)}\n")
 
 
@@ -119,6 +129,7 @@ def _check(source: Path, target: Path) -> dict[str, object]:
 
     Raises:
         RuntimeError: a tensor differs, or is not there.
+        UnusableError: its tokenizer does not go with it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -139,17 +150,33 @@ def _check(source: Path, target: Path) -> dict[str, object]:
         if not torch.equal(here, there.to(here.dtype)):
             raise RuntimeError(f"{name} differs from the checkpoint's")
     tokenizer = AutoTokenizer.from_pretrained(target)
-    prompt = tokenizer("The", return_tensors="pt")
-    with torch.no_grad():
-        made = model.generate(
-            prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=NEW_TOKENS, do_sample=False
-        )
+    made = _generate(model, tokenizer)
     return {
         "compared": len(names),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "generated": tokenizer.decode(made[0], skip_special_tokens=False),
     }
+
+
+def _generate(model: Any, tokenizer: Any) -> Any:
+    """A few tokens, by the call that every tutorial has.
+
+    Raises:
+        UnusableError: the tokenizer gives the model what it does not take.
+    """
+    prompt = tokenizer("The", return_tensors="pt")
+    takes = inspect.signature(model.forward).parameters
+    try:
+        return model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+    except ValueError as error:
+        if "model_kwargs" not in str(error):  # transformers/generation/utils.py, _validate_model_kwargs
+            raise
+        names = json.dumps([name for name in prompt if name in takes])
+        refused = ", ".join(name for name in prompt if name not in takes)
+    what = f"the tokenizer gives {refused}, which the model's generate() refuses"
+    hint = f'export with --no-check, then put "model_input_names": {names} into the tokenizer_config.json in'
+    raise UnusableError(what, hint)
 
 
 def _tensors(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 MANY = 6  # checkpoints that are named one by one
+TOO_SMALL = 20_000_000  # parameters; below it a model does not write sentences, however long it is trained
 
 
 def report(plan: Plan, results: Results | None) -> None:
@@ -69,8 +70,13 @@ def exported(made: Exported) -> None:
     if made.seen:
         compared = f"{made.seen['compared']} tensors are the checkpoint's"
         lines.append(f"  checked      loads; {compared}; {made.seen['parameters']:,} parameters, {made.seen['dtype']}")
-        lines.append(f"  generates    {made.seen['generated']!r}")
+        lines.append(f"  sample       {made.seen['generated']!r}{_sample_note(int(str(made.seen['parameters'])))}")
     answer("\n".join([*lines, f"  model card   {made.target}/README.md"]))
+
+
+def _sample_note(parameters: int) -> str:
+    """That the sample is no verdict, where the model is too small to write."""
+    return f" (a model of {parameters / 1e6:.1f} million parameters cannot write)" if parameters < TOO_SMALL else ""
 
 
 def evaluated(result: Evaluation) -> None:
