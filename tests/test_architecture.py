@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "disk": {"errors", "jsontext", "safe_open"},
     "guard": {"launch"},
     "memory": {"shape"},
+    "mlflow_page": {"child", "errors", "launch"},
     "render": {"assets", "config", "errors", "layout", "sandbox", "yamlfile"},
     "strict": {"errors", "findings"},
     "token_count": {"after_import", "jsontext", "safe_open"},
@@ -133,7 +134,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "jsontext", "plan", "plots", "progress", "record", "records", "results", "stage", "token_count",
     },
     "cli_check": {"terminal", "validate"},
-    "cli_models": {"assets", "child", "errors", "evaluation", "export", "history", "launch", "terminal", "yamlfile"},
+    "cli_models": {
+        "assets", "errors", "evaluation", "export", "history", "launch", "mlflow_page", "terminal", "yamlfile",
+    },
     "cli_runs": {"checkpoints", "doctor", "errors", "history", "terminal"},
     "live": {"attempt", "progress", "terminal"},
     "pretokenize": {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import child, cli_models, evaluation, export, launch, pretokenize
+from cpt_launcher import child, evaluation, export, launch, mlflow_page, pretokenize
 
 SHOW = "import json, sys; print(json.dumps([sys.argv, sys.path, __name__]))"
 
@@ -91,5 +91,5 @@ def test_every_helper_is_started_this_way() -> None:
     """No module of ours says `-m` itself."""
     sources = {path.name: path.read_text() for path in Path(child.__file__).parent.glob("*.py")}
     assert [name for name, text in sources.items() if '"-m"' in text] == ["child.py"]
-    for module in (cli_models, evaluation, export, launch, pretokenize):
+    for module in (evaluation, export, launch, mlflow_page, pretokenize):
         assert "child.argv(" in sources[f"{module.__name__.rpartition('.')[2]}.py"]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from cpt_launcher import assets, child, history, launch, terminal, yamlfile
-from cpt_launcher.errors import ConfigError, InterruptedRunError, NotReadyError, Problem
+from cpt_launcher import assets, history, launch, mlflow_page, terminal, yamlfile
+from cpt_launcher.errors import ConfigError, Problem
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
 Storage = Annotated[Path | None, typer.Option(help="The storage that a run's name is looked for on.")]
@@ -90,16 +89,9 @@ def ui(
     if not database.is_file():
         hint = "runs with `tracking: {mlflow: {}}` make one; with an address, its server has the page"
         raise ConfigError(Problem("there is no MLflow database on the storage", str(database), hint))
-    argv: Sequence[str] = (
-        *child.argv("mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"),
-        "--artifacts-destination", str(place / "mlartifacts"), "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1",
-    )  # fmt: skip
-    terminal.note(f"MLflow's page: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    ended = launch.run(argv, os.environ, terminal.say, folder=child.FOLDER)  # its uvicorn imports from there
-    if ended.interrupted_by is not None:
-        raise InterruptedRunError(Problem("ended", ""))
-    raise NotReadyError(Problem(f"MLflow's server ended ({ended.code})", f"port {port}", "is the port taken? --port N"))
+    with launch.interruptible(""):
+        terminal.note(f"starts MLflow's server on {database}")
+        mlflow_page.serve(database, place / "mlartifacts", port, terminal.note)
 
 
 def _arguments(overrides: list[str]) -> dict[str, object]:
