@@ -302,7 +302,9 @@ def test_the_same_run_as_a_ray_job(
         )  # fmt: skip
 
     refused = job("secrets=[NOT_THERE]")  # the job's own preflight says so, and its exit code is passed on
-    assert (refused.returncode, "the secret NOT_THERE is not set" in refused.stdout) == (4, True), refused.stderr
+    assert (refused.returncode, refused.stdout.count("the secret NOT_THERE is not set")) == (4, 1), refused.stderr
+    assert "NOT_THERE" not in refused.stderr
+    assert "error: the job's cpt run ended with exit code 4; its message is above" in refused.stderr
     done = job("train.max_steps=4", "train.save_steps=4", "train.logging_steps=1")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "Run job finished: 4 steps" in done.stdout

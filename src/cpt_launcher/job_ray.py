@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cpt_launcher import launch
 from cpt_launcher.bundle import ENTRYPOINT
 from cpt_launcher.errors import ConfigError, CptError, NotReadyError, Problem, TrainingError
 
@@ -101,12 +102,28 @@ def follow(client: Any, job: str, say: Callable[[str], None]) -> None:
             break
         time.sleep(POLL)
     if str(info.status.value) != "SUCCEEDED":
-        words = (info.message or "").strip() or "no word"
-        hint = "its log is above; the job's own preflight says what it lacks"
-        if info.error_type:
-            hint = f"{info.error_type}: the job did not start; check the address, the folder's size and the cluster"
-        what = f"the job {info.status.value.lower()}: {words}"
-        raise JobFailedError(info.driver_exit_code or 1, Problem(what, job, hint))
+        raise JobFailedError(info.driver_exit_code or 1, _ending(info, job))
+
+
+def _ending(info: Any, job: str) -> Problem:
+    """Why a job did not succeed. Where its command ran, Ray's own word is the log once more."""
+    if info.driver_exit_code:
+        hint = "mend what it says, and submit the job again: it resumes from its newest complete checkpoint"
+        return Problem(f"the job's {describe(info).partition(': ')[2]}; its message is above", job, hint)
+    hint = "a job that was stopped resumes when it is submitted again"
+    if str(info.status.value) == "FAILED":
+        hint = "the job did not start: check the address, the folder's size and the cluster"
+    return Problem(f"the job {describe(info)}", job, hint)
+
+
+def describe(info: Any) -> str:
+    """A job's state in a line."""
+    state, code = str(info.status.value).lower(), info.driver_exit_code
+    if code:
+        how = f"with exit code {code}" if code > 0 else f"by {launch.signal_name(-code)}"
+        return f"{state}: cpt run ended {how}"
+    words = (info.message or "").strip()
+    return f"{state}: {words}" if words else state
 
 
 def status(client: Any, job: str) -> Any:
