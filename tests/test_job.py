@@ -42,7 +42,7 @@ def test_an_anyscale_job(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatc
     assert "HF_TOKEN" not in found.env_vars
     text = (folder / "Containerfile").read_text()
     assert text.startswith("FROM anyscale/ray-llm:2.48.0-py311-cu128\n# A tag can be moved.")
-    for pin in ("llamafactory==0.9.3", "deepspeed==0.16.9", "hf_transfer==", "typer=="):
+    for pin in ("llamafactory==0.9.3", "deepspeed==0.16.9", "hf-transfer==", "typer=="):
         assert pin in text
     config = yaml.safe_load((folder / "files" / "config.yaml").read_text())
     assert (config["storage"], config["train"]["cutoff_len"]) == ("/mnt/user_storage/cpt", 64)
@@ -98,6 +98,25 @@ def test_a_model_of_this_machine(workspace: Path) -> None:
         bundle.make(Path("my.yaml"), ["model=./model"])
 
 
+@pytest.mark.parametrize("storage", ["${PLACE}/cpt", "/mnt/user_storage/cpt"])
+@pytest.mark.parametrize(
+    ("base", "model"),
+    [("some/model", "some/model"), ("/mnt/user_storage/m", "/mnt/user_storage/m"), ("~/m", None)],
+)
+def test_variables_of_this_machine_are_none_of_the_jobs(
+    cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch, storage: str, base: str, model: str | None
+) -> None:
+    clean_env.setenv("BASE", base)
+    clean_env.setenv("PLACE", "/mnt/user_storage")
+    done = cpt("job", "my.yaml", "model=${BASE}", f"storage={storage}")
+    if model is None:
+        assert (done.code, "the model is a folder of this machine" in done.err) == (2, True)
+        return
+    assert done.code == 0, done.err
+    config = yaml.safe_load((workspace / "jobs" / "first" / "files" / "config.yaml").read_text())
+    assert (config["model"], config["storage"]) == (model, "/mnt/user_storage/cpt")
+
+
 def test_submitting_with_the_anyscale_command(
     cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -123,24 +142,61 @@ def test_a_dashboard_that_is_not_there(cpt: Cpt, workspace: Path) -> None:
     assert cpt("job", "my.yaml", "--target", "ray").code == 2
 
 
+LOG = "cpt: starts\nerror: no dataset 'x' is registered\n  next:  did you mean 'y'?\n"
+
+
 class Client:
-    """What Ray says of a job whose runtime environment could not be made; it has no log."""
+    """What Ray says of a job that has ended, in its own words and class (job_supervisor.py, common.py)."""
+
+    def __init__(self, status: str, message: str | None, code: int | None, log: str = "") -> None:
+        submission = pytest.importorskip("ray.job_submission")
+        details = {"message": message, "driver_exit_code": code}
+        self.info = submission.JobInfo(status=submission.JobStatus(status), entrypoint="", **details)
+        self.log = log
 
     def get_job_info(self, _: str) -> object:
-        from types import SimpleNamespace
-
-        status = SimpleNamespace(value="FAILED", is_terminal=lambda: True)
-        message = "runtime_env setup failed: no such package"
-        return SimpleNamespace(status=status, message=message, error_type="JOB_SUPERVISOR", driver_exit_code=None)
+        return self.info
 
     def get_job_logs(self, _: str) -> str:
-        return ""
+        return self.log
+
+
+def failed(code: int) -> Client:
+    words = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
+    return Client("FAILED", words.format(code, LOG), code, LOG)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "how"),
+    [(2, 2, "with exit code 2"), (4, 4, "with exit code 4"), (77, 1, "with exit code 77"), (-9, 1, "by SIGKILL")],
+)
+def test_what_the_jobs_run_has_said_is_shown_once(
+    capsys: pytest.CaptureFixture[str], code: int, exit_code: int, how: str
+) -> None:
+    client, said = failed(code), []
+    with pytest.raises(job_ray.JobFailedError) as caught:
+        job_ray.follow(client, "j", said.append)
+    assert "\n".join(said) == LOG
+    assert caught.value.exit_code == exit_code
+    assert [(problem.what, problem.where) for problem in caught.value.problems] == [
+        (f"the job's cpt run ended {how}; its message is above", "j")
+    ]
+    assert "did not start" not in caught.value.problems[0].hint
+    assert job_ray.describe(client.info) == f"failed: cpt run ended {how}"
 
 
 def test_a_runtime_environment_that_fails_is_shown() -> None:
-    with pytest.raises(job_ray.JobFailedError, match="runtime_env setup failed: no such package") as caught:
-        job_ray.follow(Client(), "j", lambda _: None)
+    client = Client("FAILED", "runtime_env setup failed: no such package", None)
+    with pytest.raises(job_ray.JobFailedError, match="the job failed: runtime_env setup failed") as caught:
+        job_ray.follow(client, "j", lambda _: None)
     assert caught.value.exit_code == 1
+    assert "the job did not start" in caught.value.problems[0].hint
+
+
+def test_a_job_that_was_stopped() -> None:
+    with pytest.raises(job_ray.JobFailedError, match="the job stopped") as caught:
+        job_ray.follow(Client("STOPPED", None, None), "j", lambda _: None)
+    assert (caught.value.exit_code, "resumes" in caught.value.problems[0].hint) == (1, True)
 
 
 def test_the_storage_rule_is_for_jobs_only() -> None:

@@ -47,19 +47,14 @@ def template(name: str, ending: str = ".yaml.j2") -> Path:
     return Path(name) if name.endswith(".j2") else _PACKAGE / "templates" / f"{name}{ending}"
 
 
-def pinned(packages: tuple[str, ...]) -> list[str]:
-    """`name==version` of packages, as the pins that ship with this one have them."""
-    text = (
-        (_PACKAGE / "data" / "pins.txt")
-        if (_PACKAGE / "data" / "pins.txt").is_file()
-        else _PACKAGE.parents[1] / "pins.txt"
-    )
-    known = {}
-    for line in text.read_text(encoding="utf-8").splitlines():
-        name, equals, rest = line.partition("==")
-        if equals:
-            known[name.strip().lower().replace("_", "-")] = rest.split(";")[0].strip()
-    return [f"{name}=={known[name.replace('_', '-')]}" for name in packages]
+def pins() -> dict[str, str]:
+    """The version of each package that this one is tested with, by its name with hyphens."""
+    inside = _PACKAGE / "data" / "pins.txt"
+    path = inside if inside.is_file() else _PACKAGE.parents[1] / "pins.txt"
+    lines = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines())
+    return {
+        name.strip().lower().replace("_", "-"): rest.split(";")[0].strip() for name, equals, rest in lines if equals
+    }
 
 
 def search_path(folder: str, config: Path | None = None) -> tuple[Path, ...]:

@@ -22,11 +22,14 @@ ENTRYPOINT = f"python -m cpt_launcher run {CONFIG}"
 
 @dataclass(frozen=True)
 class Bundle:
-    """What goes into the folder: texts by their name, and files that are copied, with theirs."""
+    """What goes into the folder: texts by their name, and files that are copied, with theirs. `sources`: the URLs and
+    paths that the job will read its data from.
+    """
 
     config: RunConfig
     texts: dict[str, str]
     files: dict[str, Path]
+    sources: tuple[str, ...] = ()
 
 
 def make(path: Path, overrides: Sequence[str]) -> Bundle:
@@ -40,14 +43,12 @@ def make(path: Path, overrides: Sequence[str]) -> Bundle:
     config = reader.read(path, overrides)
     if isinstance(config, PlainConfig) or not isinstance(document.value, dict):
         raise ConfigError(Problem("a LLaMA-Factory YAML is no launcher config", str(path), "cpt job takes a config"))
-    values = {**document.value, "storage": str(config.storage)}
+    values = {**document.value, "storage": str(config.storage), "model": config.model}  # without this machine's ${VAR}
     texts: dict[str, str] = {}
     files = _package()
-    if config.model.startswith("/"):
-        values["model"] = config.model
-        if not config.model.startswith(f"{config.storage}/") and not config.model.startswith("/mnt/"):
-            hint = f"put it under {config.storage}, which the job sees"
-            raise ConfigError(Problem("the model is a folder of this machine", config.model, hint))
+    if config.model.startswith("/") and not config.model.startswith((f"{config.storage}/", "/mnt/")):
+        hint = f"put it under {config.storage}, which the job sees"
+        raise ConfigError(Problem("the model is a folder of this machine", config.model, hint))
     if deepspeed := plan.deepspeed_file(config):
         files[f"{assets.DEEPSPEED}/{deepspeed.name}"] = deepspeed
         values["deepspeed"] = deepspeed.name
@@ -57,15 +58,18 @@ def make(path: Path, overrides: Sequence[str]) -> Bundle:
     held_out = config.evaluation.datasets if config.evaluation else ()
     names = tuple(dict.fromkeys((*config.datasets, *held_out)))
     entries = dataset.find(names, assets.search_path(assets.DATASETS, path), config.storage)
-    registry = {}
+    registry: dict[str, object] = {}
+    read_from: list[str] = []
     for entry in entries:
         fields, data = _entry(entry, config)
+        read_from += [entry.cloud] if entry.cloud else []
         if fields is not None:
             registry[entry.name] = fields
+            read_from += data or ([entry.source] if entry.source else [])
             files |= {f"{assets.DATASETS}/{name}": source for name, source in data.items()}
     texts[f"{assets.DATASETS}/{assets.REGISTRY}"] = json.dumps(registry, indent=2, ensure_ascii=False) + "\n"
     texts[CONFIG] = f"# {path.name}, as it is run by this job\n{yamlfile.dump(values)}"
-    return Bundle(replace(config, path=path), texts, files)
+    return Bundle(replace(config, path=path), texts, files, tuple(read_from))
 
 
 def write(bundle: Bundle, folder: Path) -> None:

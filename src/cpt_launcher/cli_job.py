@@ -55,6 +55,8 @@ def _anyscale(made: bundle.Bundle, out: Path | None, options: job_anyscale.Optio
     folder = assets.from_user(str(out or Path("jobs") / made.config.name))
     bundle.write(job_anyscale.files(made, folder, options), folder)
     terminal.note(f"created   {folder}: job.yaml, {'' if options.image else 'Containerfile, '}files/")
+    if loose := () if options.image else job_anyscale.packages(made).loose:
+        terminal.note(f"not pinned in the Containerfile: {', '.join(loose)}")
     if made.config.secrets:
         terminal.note(f"the job takes {', '.join(made.config.secrets)} from the variables of its workspace or cloud")
     if submit:
@@ -78,8 +80,7 @@ def _ray(config: Path, overrides: list[str], out: Path | None, address: str, do:
         with launch.interruptible(f"the job goes on; end it with --do stop --id {number}"):
             job_ray.follow(connected, number, typer.echo)
     elif do == "status":
-        info = job_ray.status(connected, number)
-        typer.echo(f"{info.status.value.lower()}{f': {info.message}' if info.message else ''}")
+        typer.echo(job_ray.describe(job_ray.status(connected, number)))
     elif do == "stop":
         terminal.note("asked it to end" if job_ray.stop(connected, number) else "it had ended already")
     else:

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpt_launcher import assets, launch, yamlfile
+from cpt_launcher import job_image, launch, yamlfile
 from cpt_launcher.bundle import ENTRYPOINT, Bundle
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, TrainingError
 
-PACKAGES = ("llamafactory", "deepspeed", "hf_transfer", "mlflow", "typer", "jinja2", "fsspec", "orjson", "plotext")
-BASE_IMAGE = "anyscale/ray-llm:2.48.0-py311-cu128"
 # Folders of one node, one cluster or this machine: gone when the job's cluster is.
 _LOST = re.compile(r"/(mnt/cluster_storage|mnt/local_storage|tmp|home|root)(/|$)")
 
@@ -66,8 +64,13 @@ def files(bundle: Bundle, folder: Path, options: Options) -> Bundle:
     texts = {f"files/{name}": text for name, text in bundle.texts.items()}
     texts["job.yaml"] = as_text(job(bundle, folder, options), bundle.config.secrets)
     if options.image is None:
-        texts["Containerfile"] = containerfile()
+        texts["Containerfile"] = job_image.containerfile(packages(bundle))
     return replace(bundle, texts=texts, files={f"files/{name}": path for name, path in bundle.files.items()})
+
+
+def packages(bundle: Bundle) -> job_image.Packages:
+    """What the job's image must have."""
+    return job_image.packages(bundle.config.train, bundle.sources)
 
 
 def as_text(value: Mapping[str, object], secrets: tuple[str, ...]) -> str:
@@ -75,16 +78,6 @@ def as_text(value: Mapping[str, object], secrets: tuple[str, ...]) -> str:
     names = ", ".join(secrets)
     note = f"# Needs {names}: set where the job gets its variables from, never here.\n" if secrets else ""
     return f"# anyscale job submit -f job.yaml\n{note}{yamlfile.dump(value)}"
-
-
-def containerfile() -> str:
-    """The guide's base image with the pinned stack; the launcher itself comes with the job's files.
-
-    Its digest cannot be known here without asking the registry.
-    """
-    lines = " \\\n    ".join(assets.pinned(PACKAGES))
-    note = f"# A tag can be moved. A digest cannot: FROM {BASE_IMAGE.partition(':')[0]}@sha256:... (docs/security.md)"
-    return f"FROM {BASE_IMAGE}\n{note}\n\nRUN pip install --no-cache-dir \\\n    {lines}\n"
 
 
 def command(folder: Path) -> tuple[str, ...]:
