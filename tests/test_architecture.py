@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reader": {"assets", "check_secrets", "config", "errors", "names", "secrets", "values", "yamlfile"},
     "source": {"errors", "names", "urls"},
     "dataset": {"assets", "errors", "names", "source", "suggest", "urls", "yamlfile"},
+    "job_image": {"assets", "errors", "source"},
     "results": {"checkpoints", "jsontext"},
     "check_data": {
         "arguments", "assets", "corpus", "dataset", "errors", "findings", "names", "records", "source", "suggest",
@@ -97,8 +98,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
     "cluster": {"child", "errors", "nodes", "plan"},
     "history": {"assets", "errors", "layout", "progress", "reader", "record"},
-    "job_anyscale": {"assets", "bundle", "errors", "launch", "yamlfile"},
-    "job_ray": {"bundle", "errors"},
+    "job_anyscale": {"bundle", "errors", "job_image", "launch", "yamlfile"},
+    "job_ray": {"bundle", "errors", "launch"},
     "resumption": {
         "checkpoints", "config", "errors", "layout", "plan", "ray_worker", "reader", "record", "schema", "yamlfile",
     },

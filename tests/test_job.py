@@ -261,6 +261,26 @@ def test_a_folder_of_our_own_is_replaced(
     assert sorted(path.name for path in workspace.iterdir() if "empty" in path.name) == ["empty"]
 
 
+@pytest.mark.parametrize("target", [ANYSCALE, RAY], ids=["anyscale", "ray"])
+def test_a_dry_run_shows_what_would_be_written_and_writes_nothing(
+    cpt: Cpt, workspace: Path, ray_cluster: list[str], target: tuple[str, ...]
+) -> None:
+    before = tree(workspace)
+    done = cpt(*target, "--out", "made", "--dry-run")
+    assert (done.code, tree(workspace), ray_cluster) == (0, before, []), done.err
+    assert f"{workspace}/dataset-configs/corpus.jsonl" in done.out
+    assert cpt(*target, "--out", "made").code == 0
+    texts = [path for path in (workspace / "made").rglob("*") if path.name in SHOWN]
+    assert {path.name for path in texts} == (SHOWN if target == ANYSCALE else SHOWN - {"job.yaml", "Containerfile"})
+    for path in texts:
+        assert f"--- {path.relative_to(workspace / 'made')}\n{path.read_text().rstrip()}\n" in done.out
+    (workspace / "made" / "notes.txt").write_text("mine")
+    assert cpt(*target, "--out", "made", "--dry-run").code == 2
+
+
+SHOWN = {"job.yaml", "Containerfile", "config.yaml", "dataset_info.json"}
+
+
 @pytest.mark.parametrize("change", ["edited", "added", "linked", "unmarked"])
 def test_what_the_user_did_to_it_stays(cpt: Cpt, workspace: Path, change: str) -> None:
     assert cpt(*ANYSCALE, "--out", "made").code == 0

@@ -88,6 +88,19 @@ def write(bundle: Bundle, folder: Path) -> None:
         disk.write_json(part / MARK, _hashes(part))
 
 
+def describe(bundle: Bundle, folder: Path | None) -> str:
+    """All of it as text; of this package's own files only how many they are. `folder`: where it goes, None for a
+    temporary one.
+    """
+    own = _package()
+    ours = [name for name, path in bundle.files.items() if path in own.values()]
+    copied = [f"  {name}\n    <- {path}" for name, path in bundle.files.items() if name not in ours]
+    texts = [f"--- {name}\n{text.rstrip()}\n" for name, text in bundle.texts.items()]
+    where = folder or "a temporary folder"
+    files = [f"Files to {where}:", *copied, f"  {len(ours)} files of cpt_launcher", ""]
+    return "\n".join([*files, *texts])
+
+
 def require_own(folder: Path) -> None:
     """Whether the folder may be replaced: it is absent, empty, or holds what `write` put there and nothing else.
 

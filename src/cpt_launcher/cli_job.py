@@ -35,6 +35,7 @@ def job(
         typer.Option(help="Ray: submit follows the job to its end, start does not; the others need --id."),
     ] = "submit",
     number: Annotated[str | None, typer.Option("--id", help="Ray: a job's id.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the job would be; do nothing.")] = False,
 ) -> None:
     """The same run as an Anyscale job or a Ray job.
 
@@ -43,17 +44,25 @@ def job(
     cli_check.refuse_mistakes(config, overrides or [])
     if target == "anyscale":
         options = job_anyscale.Options(image, compute, max_retries, timeout)
-        _anyscale(bundle.make(config, overrides or []), out, options, submit=submit)
+        _anyscale(bundle.make(config, overrides or []), out, options, submit=submit, dry_run=dry_run)
+    elif dry_run:
+        _show(bundle.make(config, overrides or []), out)
     else:
         if address is None:
             raise ConfigError(Problem("which cluster?", "command line", "--address http://HOST:8265"))
         _ray(config, overrides or [], out, address, do, number)
 
 
-def _anyscale(made: bundle.Bundle, out: Path | None, options: job_anyscale.Options, *, submit: bool) -> None:
+def _anyscale(
+    made: bundle.Bundle, out: Path | None, options: job_anyscale.Options, *, submit: bool, dry_run: bool
+) -> None:
     job_anyscale.require_storage(made.config.storage)
     folder = assets.from_user(str(out or Path("jobs") / made.config.name))
-    bundle.write(job_anyscale.files(made, folder, options), folder)
+    files = job_anyscale.files(made, folder, options)
+    if dry_run:
+        _show(files, folder)
+        return
+    bundle.write(files, folder)
     terminal.note(f"created   {folder}: job.yaml, {'' if options.image else 'Containerfile, '}files/")
     if loose := () if options.image else job_anyscale.packages(made).loose:
         terminal.note(f"not pinned in the Containerfile: {', '.join(loose)}")
@@ -63,6 +72,13 @@ def _anyscale(made: bundle.Bundle, out: Path | None, options: job_anyscale.Optio
         job_anyscale.submit(folder, shutil.which("anyscale"), terminal.say)
     else:
         typer.echo(shlex.join(job_anyscale.command(folder)))
+
+
+def _show(made: bundle.Bundle, folder: Path | None) -> None:
+    """What would be written."""
+    if folder is not None:
+        bundle.require_own(folder)
+    terminal.answer(bundle.describe(made, folder), nl=False)
 
 
 def _ray(config: Path, overrides: list[str], out: Path | None, address: str, do: str, number: str | None) -> None:
