@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ import pytest
 from .conftest import CPT, Place
 
 pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's, untrained."""
+    folder = tmp_path_factory.mktemp("untrained")
+    subprocess.run([sys.executable, "-c", MAKE, folder], check=True)
+    return folder
+
+
+MAKE = "import sys; from pathlib import Path; from cpt_launcher import demo; demo.make_model(Path(sys.argv[1]))"
 
 
 def cpt(place: Place, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -26,9 +38,25 @@ def test_the_final_model(place: Place, trained: subprocess.CompletedProcess[str]
     lines = done.stdout.splitlines()
     assert lines[0] == f"Exported step 40 to {tmp_path / 'model'}"
     assert "9 tensors are the checkpoint's; 1,214,848 parameters, float32" in lines[1]
-    names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md"}
+    assert "million parameters cannot write)" in lines[2]
+    assert {path.name for path in (tmp_path / "model").iterdir()} == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert str(place.work) not in (tmp_path / "model" / "README.md").read_text()
+    assert by_the_textbook(tmp_path / "model").startswith("The whale")
+
+
+FILES = {
+    "model.safetensors", "config.json", "generation_config.json", "README.md",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+}  # fmt: skip
+
+
+def by_the_textbook(folder: Path) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    made = model.generate(**tokenizer("The whale", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    return str(tokenizer.decode(made[0]))
 
 
 def test_shards_that_were_not_gathered(place: Place, trained: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
@@ -60,6 +88,31 @@ def test_shards_that_were_not_gathered(place: Place, trained: subprocess.Complet
     broken = cpt(place, "export", run, "--checkpoint", "20", "--to", tmp_path / "broken")
     assert (broken.returncode, "the export failed" in broken.stderr) == (1, True), broken.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "storage"]
+
+
+def test_a_tokenizer_that_does_not_go_with_the_model(place: Place, model: Path, tmp_path: Path) -> None:
+    """As PreTrainedTokenizerFast is by default: it returns token_type_ids."""
+    run = tmp_path / "storage" / "made"
+    shutil.copytree(model, run / "output")
+    config = run / "output" / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    names = settings.pop("model_input_names")
+    config.write_text(json.dumps(settings))
+    (run / "cpt").mkdir()
+    (run / "cpt" / "train.yaml").write_text(f"model_name_or_path: {model}\n")
+    record = {"run": "made", "state": "finished", "started": "2026-01-01T00:00:00+00:00", "output": str(run / "output")}
+    (run / "cpt" / "run.json").write_text(json.dumps(record))
+    refused = cpt(place, "export", run, "--to", tmp_path / "model")
+    assert refused.returncode == 1
+    assert "error: the tokenizer gives token_type_ids, which the model's generate() refuses" in refused.stderr
+    assert f'"model_input_names": {json.dumps(names)}' in refused.stderr
+    assert f"the tokenizer_config.json in {tmp_path / 'model'} " in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["storage"]
+    # What it says to do.
+    assert cpt(place, "export", run, "--to", tmp_path / "model", "--no-check").returncode == 0
+    made = tmp_path / "model" / "tokenizer_config.json"
+    made.write_text(json.dumps({**json.loads(made.read_text()), "model_input_names": names}))
+    assert by_the_textbook(tmp_path / "model").startswith("The whale")
 
 
 def test_did_it_learn(place: Place, trained: subprocess.CompletedProcess[str]) -> None:

@@ -51,12 +51,27 @@ def main() -> None:
         export_model(arguments)
         if (source / "generation_config.json").is_file() and not (target / "generation_config.json").is_file():
             shutil.copy(source / "generation_config.json", target)
-        (target / "Modelfile").unlink(missing_ok=True)  # Ollama's, which LLaMA-Factory leaves unasked
+        _remove_unasked(target)
         try:
             found = _check(source, target) if request["check"] else {}
         except UnusableError as error:
             found = {PROBLEM: error.args}
     sys.stdout.write(f"\n{RESULT}{json.dumps(found)}\n")
+
+
+def _remove_unasked(target: Path) -> None:
+    """What LLaMA-Factory adds to every model: a Modelfile for Ollama and, to a base model, its `empty` template as the
+    chat template, by which servers take it for a chat model.
+    """
+    (target / "Modelfile").unlink(missing_ok=True)
+    template = target / "chat_template.jinja"
+    if template.is_file():
+        from llamafactory.data.template import TEMPLATES
+        from transformers import AutoTokenizer
+
+        made_up = TEMPLATES["empty"]._get_jinja_template(AutoTokenizer.from_pretrained(target))
+        if template.read_text(encoding="utf-8") == made_up:
+            template.unlink()
 
 
 def gathered(folder: Path) -> bool:
