@@ -50,7 +50,8 @@ def test_bad_records_are_counted_and_the_first_shown(tmp_path: Path) -> None:
     path.write_text('{"text": "ok"}\n' + '{"body": "x", "id": 1}\n' * 7)
     report = corpus.read(path, "text")
     assert (report.documents, report.bad_count) == (1, 7)
-    assert [problem.where for problem in report.problems()] == [*(f"{path}:{n}:1" for n in range(2, 7)), str(path)]
+    assert [problem.where for problem in report.problems()] == [*(f"{path}:{n}:1" for n in range(2, 7)), f"{path}:6:2"]
+    assert report.problems()[-1].what == "2 more bad records"
     assert report.problems()[0].what == "no column 'text', but body, id"
 
 
@@ -64,7 +65,7 @@ def test_a_record_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("blank", [b"\n", b" \n", b"\r\n"])
 def test_blank_lines_are_passed_over_quickly(blank: bytes) -> None:
-    checker, chunk = corpus.Checker(Path("a.jsonl"), "text", plain=False), blank * ((4 << 20) // len(blank))
+    checker, chunk = corpus.Checker(Path("a.jsonl"), "text"), blank * ((4 << 20) // len(blank))
     began = time.process_time()
     for _ in range(10):
         checker.feed(chunk)
@@ -76,7 +77,7 @@ def test_blank_lines_are_passed_over_quickly(blank: bytes) -> None:
 
 def test_only_bad_lines_are_left_out() -> None:
     rejected: list[tuple[int, bytes]] = []
-    checker = corpus.Checker(Path("a"), "text", plain=False, reject=lambda line, _, raw: rejected.append((line, raw)))
+    checker = corpus.Checker(Path("a"), "text", reject=lambda line, _, raw: rejected.append((line, raw)))
     kept = checker.feed(b'\n \n{"text": "a"}\nbad\n\n  worse\n{"text": ') + checker.feed(b'"b"}\n\nlast')
     assert kept + checker.close() == b'\n \n{"text": "a"}\n\n{"text": "b"}\n\n'
     assert rejected == [(4, b"bad"), (6, b"  worse"), (9, b"last")]

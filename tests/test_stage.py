@@ -101,10 +101,12 @@ def web(source: Path) -> Iterator[Web]:
 
 
 def staged(storage: Path, *copies: Copy, entries: object = None, **options: bool) -> list[stage.Staged]:
-    seen: list[stage.Staged] = []
+    seen: list[stage.Staged | stage.StagedFolder] = []
     done = stage.stage(copies, entries or {}, storage, report=seen.append, options=Options(**options))  # type: ignore[arg-type]
-    assert tuple(seen) == done
-    return seen
+    folders = [item for item in seen if isinstance(item, stage.StagedFolder)]
+    assert len(done) == len(seen) + sum(sum(item.outcomes.values()) - 1 for item in folders)
+    assert folders or tuple(seen) == done
+    return list(done)
 
 
 def outcomes(storage: Path, *copies: Copy, **options: bool) -> list[str]:

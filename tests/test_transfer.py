@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cpt_launcher import disk, transfer
+from cpt_launcher import disk, reading, transfer
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError, StorageError
@@ -40,7 +40,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_a_bomb_is_refused_and_leaves_nothing(storage: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "UNPACKED_FLOOR", 4 * MIB)
+    monkeypatch.setattr(reading, "UNPACKED_FLOOR", 4 * MIB)
     packed.write_bytes(gzip.compress(b"\n" * (20 * MIB), 1))
     copy = Copy(str(packed), storage / "c.jsonl", "text")
     with pytest.raises(DataError, match="no text is packed so tightly") as caught:
@@ -50,7 +50,7 @@ def test_a_bomb_is_refused_and_leaves_nothing(storage: Path, packed: Path, monke
 
 
 def test_text_that_packs_well_is_taken(storage: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "UNPACKED_FLOOR", MIB)
+    monkeypatch.setattr(reading, "UNPACKED_FLOOR", MIB)
     chance = random.Random(1)
     words = [f"word{number}" for number in range(200)]
     lines = [json.dumps({"text": " ".join(chance.choices(words, k=60))}) for _ in range(40)]

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import corpus, manifest
+from cpt_launcher import manifest, reading
 from cpt_launcher.dataset import Copy
+from cpt_launcher.errors import DataError
 from cpt_launcher.plan import Plan
 from cpt_launcher.records import Report, estimated_tokens
 
@@ -69,13 +70,12 @@ def _entry(plan: Plan, fields: Mapping[str, object], known: Mapping[str, manifes
     data = (*plan.copies, *plan.present)
     copies = [copy for copy in data if copy.column and place in (copy.place, str((copy.shard_of or "  ")[1]))]
     unread = [copy for copy in copies if _record(plan, copy, known) is None]
-    sizes = [Path(copy.source).stat().st_size for copy in unread if Path(copy.source).is_file()]
-    if not copies or len(sizes) < len(unread):
+    files = [Path(name) for copy in unread for name in copy.files]
+    if not copies or not all(path.is_file() for path in files):
         return None
-    if sum(sizes) > READ:
-        return _rough(
-            sum(Path(copy.source).stat().st_size for copy in unread), more=len(unread) < len(copies), most=most
-        )
+    size = sum(path.stat().st_size for path in files)
+    if size > READ:
+        return _rough(size, more=len(unread) < len(copies), most=most)
     documents = tokens = 0
     for copy in copies:
         text = _counted(_record(plan, copy, known)) or _read(copy)
@@ -108,11 +108,14 @@ def _counted(record: manifest.Record | None) -> _Text | None:
 def _read(copy: Copy) -> _Text | None:
     """What `cpt validate --data` sees in a file that is not staged yet; None where it cannot be read here."""
     path = Path(copy.source)
-    if not corpus.is_readable(path.suffix):
+    if not copy.text and not reading.is_readable(path):
         return None
     try:
-        seen = corpus.read(path, str(copy.column))
-    except OSError:
+        if copy.text:
+            seen = reading.text_files([Path(name) for name in copy.files], str(copy.column), copy.text)
+        else:
+            seen = reading.file(path, str(copy.column))
+    except (OSError, DataError):
         return None
     return _Text(seen.documents, seen.tokens)
 

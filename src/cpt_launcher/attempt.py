@@ -21,7 +21,7 @@ class Show:
     """How a run tells what it does; all it is given is redacted."""
 
     step: Callable[[str], None]
-    staged: Callable[[stage.Staged], None]
+    staged: Callable[[stage.Staged | stage.StagedFolder], None]
     output: Callable[[str], None]
     event: Callable[[Event, Progress], None]
 

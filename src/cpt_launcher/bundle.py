@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpt_launcher import assets, dataset, disk, manifest, plan, reader, yamlfile
+from cpt_launcher import assets, dataset, disk, manifest, names, plan, reader, yamlfile
 from cpt_launcher.config import PlainConfig, RunConfig
 from cpt_launcher.dataset import Copy, Entry
 from cpt_launcher.errors import ConfigError, DataError, Problem
@@ -152,22 +152,24 @@ def _entry(entry: Entry, config: RunConfig) -> tuple[dict[str, object] | None, d
     """An entry as the job's registry has it, with its files; None where the storage's own registry is enough."""
     if entry.on_storage:
         return None, {}
-    checked = {"sha256": entry.sha256} if entry.sha256 else {}
+    checked: dict[str, object] = {"sha256": entry.sha256} if entry.sha256 else {}
+    checked |= {"per_line": True} if entry.per_line else {}
     if entry.source is None or "://" in entry.source:
         source = {"source": entry.source} if entry.source else {}
         return {**entry.fields, **source, **checked}, {}
     copies = dataset.copies(entry, config.storage)
     if _staged(copies, config.storage):
         return None, {}
-    size = sum(Path(copy.source).stat().st_size for copy in copies)
+    sources = [Path(name) for copy in copies for name in copy.files]
+    size = sum(path.stat().st_size for path in sources)
     if size > MOST:
         what = f"the data of '{entry.name}' ({size / 1e6:,.0f} MB) is not on {config.storage} yet"
         hint = f"cpt stage-data {config.path} --storage {config.storage}, where that is mounted"
         raise DataError(Problem(what, entry.source, hint))
     root, folder = Path(entry.source), f"data/{Path(entry.source).name}"
-    inner = {copy.source: Path(copy.source).relative_to(root) for copy in copies}
-    files = {str(Path(folder) / name): Path(source) for source, name in inner.items()}
-    return {**entry.fields, "source": folder, "file_name": entry.staged_name, **checked}, files
+    files = {str(Path(folder) / path.relative_to(root)): path for path in sources}
+    name = names.plain_name(entry.given_name)
+    return {**entry.fields, "source": folder, "file_name": name, **checked}, files
 
 
 def _staged(copies: Sequence[Copy], storage: Path) -> bool:

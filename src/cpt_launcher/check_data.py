@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from cpt_launcher import assets, corpus, dataset, names
+from cpt_launcher import assets, corpus, dataset, names, reading, texts
 from cpt_launcher import source as sources
 from cpt_launcher.arguments import Arguments
 from cpt_launcher.dataset import OUR_KEYS, REMOTE_KEYS, Entry
-from cpt_launcher.errors import Problem
+from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.findings import Finding, Severity, of
-from cpt_launcher.records import Report
+from cpt_launcher.records import Report, counted
 from cpt_launcher.suggest import unknown
 from cpt_launcher.yamlfile import Document
 
@@ -28,6 +29,7 @@ COLUMN_KEYS = (
 )  # fmt: skip
 # Packing is worth a word where more than this share of the blocks is likely lost.
 LOSS = 0.01
+COUNTED = 256 << 20  # bytes of text in which lines are counted for a warning; a second or two
 MAP_BATCH = 1000  # documents, preprocessing_batch_size's default
 
 
@@ -54,7 +56,7 @@ def check_entry(document: Document, entry: Entry, *, used: bool, run: str = "") 
     for key, near in unknown(columns, COLUMN_KEYS):
         hint = near or f'"prompt": "{key}" names the text column'
         yield finding("error", "registry-columns", f"'{key}' is no role of a column", hint, "columns", key)
-    if not isinstance(columns.get("prompt"), str):
+    if not isinstance(columns.get("prompt"), str) and not (entry.is_text and raw is None):
         what = f"entry '{name}' does not say which column holds the text"
         severity: Severity = "error" if used else "warning"
         yield finding(severity, "registry-columns", what, '"columns": {"prompt": "text"}', "columns")
@@ -69,8 +71,46 @@ def check_entry(document: Document, entry: Entry, *, used: bool, run: str = "") 
     if fields.get("num_samples") is not None:
         what = f"{fields['num_samples']} random documents are used, repeated if there are fewer"
         yield finding("warning", "registry-samples", what, "remove it to use each once", "num_samples")
+    yield from _per_line(document, entry)
     bad = [*_addresses(document, entry), *_sha256(document, entry)]
-    yield from bad or _file(document, entry, run)
+    bad = bad or list(_file(document, entry, run))
+    yield from bad or lines(document, entry)
+
+
+def _per_line(document: Document, entry: Entry) -> Iterator[Finding]:
+    registry = document.value if isinstance(document.value, dict) else {}
+    written = registry.get(entry.name)
+    given = written.get("per_line") if isinstance(written, dict) else None
+    where = document.where(entry.name, "per_line")
+    if given is not None and not isinstance(given, bool):
+        yield of(Problem("'per_line' must be true or false", where, '"per_line": true', "registry-entry"))
+    elif given and not entry.is_text and not (entry.source and sources.is_folder(entry.source)):
+        what = f"'per_line' is of text files ({texts.ENDING}), which '{entry.name}' has none of"
+        yield of(Problem(what, where, "remove it", "registry-key"), "warning")
+
+
+def lines(document: Document, entry: Entry) -> Iterator[Finding]:
+    """Text files that LLaMA-Factory reads itself: a document of each line (datasets' text loader). Those that are
+    staged are made into records.
+    """
+    found = [path for path in entry.files if path.suffix == texts.ENDING and assets.is_file(path)]
+    if not entry.on_storage or not found:
+        return
+    count = "each LINE"
+    if sum(path.stat().st_size for path in found) <= COUNTED:
+        count = f"each of their {sum(_line_count(path) for path in found):,} LINES"
+    what = f"'{entry.name}' is {counted(len(found), 'text file')}: LLaMA-Factory makes {count} a document"
+    hint = "for a document a file, stage them with an entry of your own: its source is the files, or their folder"
+    yield of(Problem(what, document.where(entry.name, "file_name"), hint, "data-lines"), "warning")
+
+
+def _line_count(path: Path) -> int:
+    """As LLaMA-Factory counts documents; 0 where it cannot be read."""
+    try:
+        report = corpus.read(path, "text")
+    except OSError:
+        return 0
+    return report.documents + report.empty_count + report.bad_count
 
 
 def _addresses(document: Document, entry: Entry) -> Iterator[Finding]:
@@ -108,10 +148,13 @@ def _file(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
     path = Path(entry.source)
     is_remote = "://" in entry.source
     if not is_remote and not assets.is_dir(path) and not assets.is_file(path):
-        given = str(entry.fields.get(key, ""))
-        mounted = given.startswith("/") and not entry.on_storage
+        registry = document.value if isinstance(document.value, dict) else {}
+        given = str(registry.get(entry.name, {}).get(key, ""))
+        is_absolute = given.startswith(("/", "~"))
+        mounted = is_absolute and not entry.on_storage and key == "file_name"
         severity: Severity = "warning" if mounted else "error"  # the cluster may have it
-        hint = "" if mounted else "a path is relative to the registry's folder"
+        hint = "" if is_absolute else "a path is relative to the registry's folder"
+        hint = hint if hint or mounted else "put it there, or correct the path: it is read where the data is staged"
         hint = "put it there, or give the run an entry of your own" if entry.on_storage else hint
         yield of(Problem(f"the data of '{entry.name}' is not there: {path}", where, hint, "registry-file"), severity)
         return
@@ -138,36 +181,41 @@ def _target(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
 
 def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str]]:
     """Read a local dataset: findings on its records, and a line of counts."""
-    columns = entry.fields.get("columns")
-    column = columns.get("prompt") if isinstance(columns, dict) else None
-    if entry.source is None or "://" in entry.source or not isinstance(column, str):
+    column = entry.column
+    if not entry.files or column is None:
         return [], [f"{entry.name}: not read, it is not on this machine or names no text column"]
-    found: list[Finding] = []
-    reports = []
-    for path in dataset.shards(Path(entry.source)) or [Path(entry.source)]:
-        if not corpus.is_readable(path.suffix) or not assets.is_file(path):
+    for path in entry.files:
+        if not (entry.is_text or reading.is_readable(path)) or not assets.is_file(path):
             return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"]
-        try:
-            report = corpus.read(path, column)
-        except OSError as error:
-            return [of(Problem(f"cannot read it: {error.strerror}", str(path), rule="registry-file"))], []
-        reports.append(report)
-        found += _records(report)
+    try:
+        if entry.is_text:
+            reports = [reading.text_files(entry.files, column, entry.unit)]
+        else:
+            reports = [reading.file(path, column) for path in entry.files]
+    except OSError as error:
+        return [of(Problem(f"cannot read it: {error.strerror}", str(error.filename), rule="registry-file"))], []
+    except DataError as error:
+        return [of(replace(problem, rule="data-record")) for problem in error.problems], []
+    found = [finding for report in reports for finding in _records(report, entry)]
     documents, tokens = sum(r.documents for r in reports), sum(r.tokens for r in reports)
     size = sum(r.text_bytes for r in reports)
-    note = f"{entry.name}: {documents:,} documents, {size:,} bytes of text, about {tokens:,} tokens (estimated)"
+    whole = f"{counted(documents, 'document')}, {counted(size, 'byte')} of text"
+    note = f"{entry.name}: {whole}, about {counted(tokens, 'token')} (estimated)"
     block = args.whole("cutoff_len", 0) if args else 0
     if args is None or block < 1 or not documents:
         return found, [note]
     return found + _packing(args, entry, documents, size, tokens), [f"{note}, {tokens // block:,} blocks of {block}"]
 
 
-def _records(report: Report) -> Iterator[Finding]:
+def _records(report: Report, entry: Entry) -> Iterator[Finding]:
     yield from (of(problem) for problem in report.problems())
-    if report.empty:
-        what = f"{report.empty_count:,} records without text, the first in line {report.empty[0]}"
+    if report.empty and entry.is_text:
+        what, hint = f"{counted(report.empty_count, 'file')} without text", "left out when it is staged"
+        yield of(Problem(what, report.first_empty, hint, "data-record"), "warning")
+    elif report.empty:
+        what = f"{counted(report.empty_count, 'record')} without text, the first in line {report.empty[0]}"
         hint = "each trains one end-of-text token"
-        yield of(Problem(what, f"{report.path}:{report.empty[0]}:1", hint, "data-record"), "warning")
+        yield of(Problem(what, report.first_empty, hint, "data-record"), "warning")
 
 
 def _packing(args: Arguments, entry: Entry, documents: int, size: int, tokens: int) -> list[Finding]:

@@ -148,6 +148,7 @@ cli_plan.register(app)
 @app.command("stage-data", epilog="Example: cpt stage-data configs/gemma3_4b.yaml")
 def stage_data(
     config: Annotated[Path | None, typer.Argument(help="Stage what this config needs (else every dataset).")] = None,
+    overrides: Overrides = None,
     storage: Annotated[Path | None, typer.Option(help="The folder to stage to; replaces the config's.")] = None,
     on_bad: Annotated[
         Literal["fail", "skip"], typer.Option("--on-bad-record", help="skip: to a quarantine file.")
@@ -158,7 +159,7 @@ def stage_data(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Put data and DeepSpeed JSON on the shared storage, checked."""
-    target, copies, entries = _staging(config, storage)
+    target, copies, entries = _staging(config, storage, overrides or [])
     options = staging.Options(force, verify, skip_bad=on_bad == "skip", tokenizer=tokenizer)
     with launch.interruptible(), terminal.bar() as progress:
         staged = staging.stage(copies, entries, target, report=terminal.staged, progress=progress, options=options)
@@ -276,7 +277,7 @@ def _start(config: RunConfig | PlainConfig, options: runs.Options, *, raw: bool)
     terminal.report(*done)
 
 
-def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Copies, plans.Entries]:
+def _staging(config: Path | None, storage: Path | None, given: list[str]) -> tuple[Path, plans.Copies, plans.Entries]:
     if config is None:
         if storage is None:
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
@@ -284,7 +285,7 @@ def _staging(config: Path | None, storage: Path | None) -> tuple[Path, plans.Cop
         _check(registry, [])
         target = assets.from_user(str(storage))
         return (target, *plans.plan_staging_all(registry, target))
-    overrides = [f"storage={storage}"] if storage else []
+    overrides = [*given, f"storage={storage}"] if storage else given
     loaded = reader.read(config, overrides)
     if isinstance(loaded, PlainConfig):
         hint = "cpt stage-data --storage DIR stages every dataset"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import importlib.util
 import io
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import orjson
 
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.records import MAX_RECORD, Report, judge
+from cpt_launcher.texts import LineCounter, TooLongError
 
 # LLaMA-Factory 0.9.3, extras/constants.py, FILEEXT2TYPE; lower case only.
 EXTENSIONS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")
@@ -29,7 +33,6 @@ class Checker:
     """Checks line-wise data chunk by chunk while it passes; memory is bounded by the longest line.
 
     Args:
-        plain: each line is a document (`.txt`), not a JSON object.
         reject: called with line number, reason and bytes of each bad line, which is then left out of what
             `feed` returns; without it bad lines pass and are only counted.
         count: counts the tokens of a text.
@@ -40,12 +43,11 @@ class Checker:
         path: Path,
         column: str,
         *,
-        plain: bool,
         reject: Callable[[int, str, bytes], None] | None = None,
         count: Callable[[str], int] | None = None,
     ) -> None:
         self.report = Report(path, count=count)
-        self._column, self._plain, self._reject = column, plain, reject
+        self._column, self._reject = column, reject
         self._rest = b""
         self._line = 0
 
@@ -85,9 +87,7 @@ class Checker:
             return True
         before = self.report.bad_count
         try:
-            record = {self._column: line.decode()} if self._plain else orjson.loads(line)
-        except UnicodeDecodeError as error:
-            self.report.add_bad(self._line, f"not UTF-8 (byte {error.start} of the line)")
+            record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             self.report.add_bad(self._line, _why(line, error))
         else:
@@ -96,10 +96,6 @@ class Checker:
         if bad and self._reject is not None:
             self._reject(self._line, self.report.last_reason, line)
         return not bad
-
-
-class TooLongError(Exception):
-    """A line longer than `MAX_RECORD`; the report says which."""
 
 
 def _why(line: bytes, error: orjson.JSONDecodeError) -> str:
@@ -128,43 +124,78 @@ def counter(tokenizer: Path) -> Callable[[str], int]:
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
 
 
-def read(path: Path, column: str, suffix: str | None = None, count: Callable[[str], int] | None = None) -> Report:
+class Opener(Protocol):
+    """Opens a file's content, unpacked, from its start; each time anew."""
+
+    def __call__(self) -> IO[bytes]: ...
+
+
+def read(
+    path: Path,
+    column: str,
+    suffix: str | None = None,
+    count: Callable[[str], int] | None = None,
+    opened: Opener | None = None,
+) -> Report:
     """Read one file of text records to its end; memory stays bounded by the largest record.
 
-    `suffix` says what it is where its own name does not; `count` counts tokens.
+    `suffix` says what it is where its own name does not; `count` counts tokens; `opened` opens what is not to be read
+    as it is. Of a `.txt` file each line is a document, as LLaMA-Factory reads it.
 
     A `.json` file that is one array is the exception: it is read whole, as LLaMA-Factory does.
 
     Raises:
         OSError: the file cannot be read.
+        DataError: it cannot be unpacked.
     """
     suffix = suffix or path.suffix
-    if suffix in TABLES:
-        return _table(path, suffix, column, count)
-    with path.open("rb") as file:
-        if not is_line_wise(suffix, file.read(1024)):
-            file.seek(0)
-            report = Report(path, count=count)
-            for line, record in _csv(file, report) if suffix == ".csv" else _array(file, report):
-                judge(report, line, record, column)
+    report = Report(path, count=count)
+    open_it = opened or functools.partial(path.open, "rb")
+    with open_it() as file:
+        start = file.read(1024)
+        report.wrong_file = wrong_start(suffix, start)
+        if report.wrong_file:
             return report
-        file.seek(0)
-        checker = Checker(path, column, plain=suffix == ".txt", count=count)
-        with contextlib.suppress(TooLongError):
-            while chunk := file.read(CHUNK):
-                checker.feed(chunk)
-            checker.close()
-        return checker.report
+        if is_line_wise(suffix, start):
+            return _line_wise(file, start, LineCounter(report, column) if suffix == ".txt" else report, column)
+    if suffix in TABLES:
+        return _table(path, suffix, column, report, opened)
+    with open_it() as file:
+        for line, record in _csv(file, report) if suffix == ".csv" else _array(file, report):
+            judge(report, line, record, column)
+    return report
+
+
+def _line_wise(file: IO[bytes], start: bytes, into: LineCounter | Report, column: str) -> Report:
+    lines = into if isinstance(into, LineCounter) else Checker(into.path, column, count=into.count)
+    with contextlib.suppress(TooLongError):
+        lines.feed(start)
+        while chunk := file.read(CHUNK):
+            lines.feed(chunk)
+        lines.end() if isinstance(lines, LineCounter) else lines.close()
+    return lines.report
+
+
+_ARCHIVES = {b"PK\x03\x04": "a zip archive", b"7z\xbc\xaf\x27\x1c": "a 7z archive"}
+_PACKED = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\x00": ".xz", b"BZh": ".bz2"}
+_MAGICS = {".parquet": (b"PAR1",), ".arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
 
 
 def wrong_start(suffix: str, start: bytes) -> str:
-    """Why a file that begins like this is not what its name says; empty if nothing speaks against it."""
-    packed = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
-    ending = next((ending for magic, ending in packed.items() if start.startswith(magic)), None)
-    if ending and suffix in TEXTS:
+    """Why a file that begins like this is not what its name says; empty if nothing speaks against it.
+
+    Archives are recognised by their magic numbers; tar's stands behind the first member's header (POSIX, ustar).
+    """
+    archive = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), "")
+    archive = "a tar archive" if start[257:262] == b"ustar" else archive
+    if archive:
+        return f"it is {archive}: unpack it, and name the files that were in it"
+    ending = next((ending for magic, ending in _PACKED.items() if start.startswith(magic)), None)
+    if ending in (".xz", ".bz2") and suffix in TEXTS and not (ending == ".bz2" and start[4:10] != b"1AY&SY"):
+        return f"it is compressed as {ending}, which is not read: unpack it, or pack it as .gz or .zst"
+    if ending in (".gz", ".zst") and suffix in TEXTS:
         return f"it is compressed, and its name does not end in {ending}"
-    magics = {".parquet": (b"PAR1",), ".arrow": (b"ARROW1", b"\xff\xff\xff\xff")}
-    if suffix in magics and not start.startswith(magics[suffix]):
+    if suffix in _MAGICS and not start.startswith(_MAGICS[suffix]):
         return f"it does not begin like {suffix[1:]}"
     return ""
 
@@ -199,12 +230,17 @@ def _csv(file: IO[bytes], report: Report) -> Iterator[tuple[int, object]]:
         text.detach()
 
 
-def _table(path: Path, suffix: str, column: str, count: Callable[[str], int] | None) -> Report:
-    """A Parquet or Arrow file, batch by batch."""
+def _table(path: Path, suffix: str, column: str, report: Report, opened: Opener | None) -> Report:
+    """A Parquet or Arrow file, batch by batch; one that is packed, from a copy: its end is read first."""
     import pyarrow as pa  # not at the top: it is large, and only here
     import pyarrow.parquet as pq
 
-    report, line = Report(path, count=count), 0
+    if opened is not None:
+        with tempfile.NamedTemporaryFile() as whole, opened() as file:
+            shutil.copyfileobj(file, whole, CHUNK)
+            whole.flush()
+            return _table(Path(whole.name), suffix, column, report, None)
+    line = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches() if suffix == ".parquet" else _arrow(path):
             if column not in batch.schema.names:

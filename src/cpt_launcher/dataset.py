@@ -1,21 +1,24 @@
-"""Dataset registries: LLaMA-Factory's `dataset_info.json`, plus `source`, where an entry's bytes come from, and
-`sha256`, what they are.
+"""Dataset registries: LLaMA-Factory's `dataset_info.json`, plus `source`, where an entry's bytes come from, `sha256`,
+what they are, and `per_line`, whether each line of a text file is a document.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from cpt_launcher import assets, names, urls, yamlfile
+from cpt_launcher import assets, names, texts, urls, yamlfile
 from cpt_launcher import source as sources
 from cpt_launcher.errors import ConfigError, DataError, Problem
 from cpt_launcher.suggest import unknown
+from cpt_launcher.texts import Unit
 
 REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-OUR_KEYS = ("source", "sha256")  # LLaMA-Factory has no use for them
+OUR_KEYS = ("source", "sha256", "per_line")  # LLaMA-Factory has no use for them
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,36 @@ class Entry:
     source: str | None
     sha256: str | None = None
     on_storage: bool = False
+    per_line: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """What a record is made of where the data is text files."""
+        return "line" if self.per_line else "document"
+
+    @functools.cached_property
+    def is_text(self) -> bool:
+        """Whether records are to be made of it: a text file by its name, or a local folder of them. A remote folder is
+        looked into when it is staged; what is on the storage already stays as it is.
+        """
+        if self.source is None or self.cloud is not None or self.on_storage:
+            return False
+        if "://" not in self.source and assets.is_dir(self.source):
+            found = shards(Path(self.source))
+            return bool(found) and all(_is_text(path.name) for path in found)
+        return not sources.is_folder(self.source) and _is_text(self.given_name)
+
+    @property
+    def column(self) -> str | None:
+        """The column of its text; for text files `text` where the entry names none."""
+        columns = self.fields.get("columns")
+        named = columns.get("prompt") if isinstance(columns, dict) else None
+        return str(named) if named is not None else "text" if self.is_text else None
+
+    @property
+    def files(self) -> list[Path]:
+        """Its local files."""
+        return shards(Path(self.source)) or [Path(self.source)] if self.source and "://" not in self.source else []
 
     @property
     def cloud(self) -> str | None:
@@ -44,14 +77,25 @@ class Entry:
         """The file's or folder's name on the storage: `file_name`'s last part, else the source's."""
         if self.on_storage:
             return str(PurePosixPath(str(self.source)).relative_to(self.registry.parent))
-        given = str(self.fields.get("file_name") or self.source)
-        return names.plain_name(PurePosixPath(sources.path_of(given)).name)
+        name = names.plain_name(self.given_name)
+        is_file = self.is_text and name.endswith(texts.ENDING)
+        return f"{name.removesuffix(texts.ENDING)}.jsonl" if is_file else name
+
+    @property
+    def given_name(self) -> str:
+        """`file_name`'s last part, else the source's; its ending says what the content is."""
+        return PurePosixPath(sources.path_of(str(self.fields.get("file_name") or self.source))).name
 
     def staged(self, storage: Path) -> dict[str, object]:
         """The entry as the storage's registry holds it: `file_name` is the staged path."""
         if self.source is None or self.cloud is not None or self.on_storage:
             return dict(self.fields)
-        return {**self.fields, "file_name": str(storage / self.staged_name)}
+        columns = {"columns": {"prompt": self.column}} if self.is_text and "columns" not in self.fields else {}
+        return {**self.fields, "file_name": str(storage / self.staged_name), **columns}
+
+
+def _is_text(name: str) -> bool:
+    return names.plain_name(name).endswith(texts.ENDING)
 
 
 @dataclass(frozen=True)
@@ -60,7 +104,8 @@ class Copy:
 
     With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first. `shard_of`:
     the source folder and its place, for one of a folder's files. `sha256`: of the content, if one is asked for.
-    `there`: it is its own source, data that somebody put on the storage.
+    `there`: it is its own source, data that somebody put on the storage. `text`: records are made of text files, of
+    `parts` where the source is a folder of them; of a remote folder, if that is what is in it.
     """
 
     source: str
@@ -70,6 +115,19 @@ class Copy:
     shard_of: tuple[str, Path] | None = None
     sha256: str | None = None
     there: bool = False
+    text: Unit | None = None
+    parts: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read for it: the source, or the files that it is put together of."""
+        return self.parts or (self.source,)
+
+    @property
+    def former(self) -> Path | None:
+        """Where an earlier version, which copied text files as they are, put a single one."""
+        name = self.target.with_suffix(texts.ENDING)
+        return name if self.text and not self.parts and name != self.target else None
 
     @property
     def shown(self) -> str:
@@ -88,7 +146,7 @@ class Copy:
     @property
     def is_folder(self) -> bool:
         """Whether it stands for the files of a remote folder, which is not looked into yet."""
-        return sources.is_folder(self.source) and self.cloud is None
+        return sources.is_folder(self.source) and self.cloud is None and not self.parts
 
     @property
     def is_compressed(self) -> bool:
@@ -114,7 +172,7 @@ def read_registry(path: Path) -> dict[str, Entry]:
             hint = 'give it "file_name" (a file beside the registry) or "source" (a path or an URL)'
             problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint, "registry-entry"))
         plain = {key: value for key, value in fields.items() if key not in OUR_KEYS}
-        entries[name] = Entry(name, plain, path, source, _sha256(fields))
+        entries[name] = Entry(name, plain, path, source, _sha256(fields), per_line=fields.get("per_line") is True)
     if problems:
         raise ConfigError(*problems)
     return entries
@@ -189,9 +247,14 @@ def _unknown(name: str, near: str, looked: str) -> Problem:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The files of a dataset's folder that staging takes along: nothing hidden, nor in something hidden, and no
-    markers such as `_SUCCESS`.
+    """The files of a dataset's folder that staging takes along: nothing hidden, nor in something hidden, no markers
+    such as `_SUCCESS`, and nothing that tells of the data, such as `README.md`.
     """
+    return [path for path in visible(folder) if not names.is_documentation(path.name)]
+
+
+def visible(folder: Path) -> list[Path]:
+    """All files of a folder but the hidden ones: LLaMA-Factory would load them."""
     return [path for path in _visible(folder) if path.is_file()]
 
 
@@ -205,20 +268,32 @@ def wrong_shards(folder: Path) -> tuple[str, str] | None:
     """What is wrong with a local folder of data and what to do about it, None if it can be staged.
 
     A link is followed only to what is in the folder itself: whoever can write there could have any file of this
-    machine published.
+    machine published. A snapshot in the Hugging Face cache is a folder of links to the blobs beside it.
     """
     root = os.path.realpath(folder)
+    blobs = _blobs(Path(root))
     for path in _visible(folder):
         inner = path.relative_to(folder).as_posix()
         if wrong := names.wrong_inner(inner):
             return f"{inner!r} in {folder} cannot be staged: {wrong}", "rename it"
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+        real = Path(os.path.realpath(path))
+        if path.is_symlink() and not real.is_relative_to(root) and not (blobs and real.is_relative_to(blobs)):
             what = f"the link {inner} leads out of the folder {folder}"
             return what, "put the file itself there, or name the folder that holds it"
     found = [path.name for path in shards(folder)]
     if wrong := names.wrong_kinds(found):
         return f"{wrong} ({folder})", "move the others away"
     return None if found else (f"the folder is empty: {folder}", "put the data there, or name another folder")
+
+
+def _blobs(folder: Path) -> Path | None:
+    """The blobs that a snapshot's links lead to: `datasets--OWNER--NAME/snapshots/REVISION` (huggingface_hub's
+    documentation, "Understand caching").
+    """
+    for parent in folder.parents:
+        if re.match(r"(datasets|models)--", parent.name) and folder.relative_to(parent).parts[0] == "snapshots":
+            return parent / "blobs"
+    return None
 
 
 def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
@@ -230,8 +305,7 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
-    columns = entry.fields.get("columns")
-    column = str(columns["prompt"]) if isinstance(columns, dict) and "prompt" in columns else None
+    column = entry.column
     if "://" in entry.source and (wrong := sources.refused(entry.source)):
         what = f"'{entry.name}': {wrong}: {urls.shown(entry.source)}"
         raise DataError(Problem(what, str(entry.registry), sources.allowed(), "registry-source"))
@@ -239,7 +313,8 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
         return (_cloud_copy(entry, storage, column),)
     source = Path(entry.source)
     if "://" in entry.source or assets.is_file(source):
-        return (Copy(entry.source, target, column, sha256=entry.sha256, there=entry.on_storage),)
+        text = entry.unit if entry.is_text or sources.is_folder(entry.source) else None
+        return (Copy(entry.source, target, column, sha256=entry.sha256, there=entry.on_storage, text=text),)
     if not assets.is_dir(source):
         what = f"the data of '{entry.name}' is not there: {source}"
         hint = "put the file there, or set the entry's file_name or source"
@@ -250,6 +325,8 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
         raise DataError(Problem(what, str(entry.registry), "move the data to a folder of its own", "registry-file"))
     if found := wrong_shards(source):
         raise DataError(Problem(found[0], str(entry.registry), found[1], "registry-file"))
+    if entry.is_text:
+        return (text_folder(str(source), target, [str(shard) for shard in shards(source)], column, entry.unit),)
     return tuple(
         Copy(
             str(shard),
@@ -260,6 +337,14 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
         )
         for shard in shards(source)
     )
+
+
+def text_folder(source: str, target: Path, files: Sequence[str], column: str | None, unit: Unit) -> Copy:
+    """A folder of text files as one file of records: a corpus may be a million of them, and shared storages and
+    LLaMA-Factory's loader are slow with many small files.
+    """
+    inner, whole = target / f"{target.name}.jsonl", (urls.shown(source), target)
+    return Copy(source, inner, column or "text", shard_of=whole, text=unit, parts=tuple(files))
 
 
 def refuse_collisions(copies: Sequence[Copy], registry: Path) -> None:

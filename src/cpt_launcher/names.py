@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -11,6 +12,9 @@ from cpt_launcher.corpus import EXTENSIONS
 # What lies directly under the storage beside runs and data; `.cpt` is hidden, and so out of reach anyhow.
 RESERVED = ("dataset_info.json", "mlartifacts", "mlflow.db", "models", "tokenized")
 COMPRESSED = (".gz", ".zst")
+# What accompanies data and is none: files that tell of it, and the indices of registries and of the hub.
+_TELLING = ("readme", "license", "licence", "copying", "notice", "changelog", "citation", "authors", "contributing")
+_INDICES = ("dataset_info.json", "dataset_infos.json")
 
 
 def plain_name(name: str) -> str:
@@ -58,6 +62,17 @@ def has_control(text: str) -> bool:
 def is_hidden(inner: str) -> bool:
     """Whether a path inside a folder is hidden, or in something hidden: `.git/x`, `_SUCCESS`, `_temporary/x`."""
     return any(part.startswith((".", "_")) for part in inner.split("/"))
+
+
+def is_documentation(inner: str) -> bool:
+    """Whether a file of a folder tells of the data beside it: `README.md`, `LICENSE-MIT`, `dataset_infos.json`. Of
+    those that could be documents themselves only `README.txt` and the like, never `license_agreement_7.txt`.
+    """
+    name = PurePosixPath(inner).name.casefold()
+    if name in _INDICES:
+        return True
+    stem = name.removesuffix(".txt") if is_data(name) else re.split(r"[-.]", name, maxsplit=1)[0]
+    return stem in _TELLING
 
 
 def wrong_kinds(names: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ import yaml
 
 from cpt_launcher import (
     assets,
+    check_deepspeed,
     check_secrets,
     child,
     dataset,
@@ -38,6 +39,8 @@ ANYSCALE = ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID")  # 
 # An inherited one of these makes LLaMA-Factory or Ray take another road than the one planned here:
 # torchrun, other trainers, arguments unchecked (llamafactory/cli.py, hparams/parser.py), Ray Train V2.
 UNSET = ("FORCE_TORCHRUN", "USE_MCA", "USE_V1", "ALLOW_EXTRA_ARGS", "RAY_TRAIN_V2_ENABLED")
+
+_SMALL = 1 << 20  # bytes; a DeepSpeed file has a few kilobytes
 
 Copies = tuple[Copy, ...]
 Entries = Mapping[str, Mapping[str, object]]
@@ -293,7 +296,7 @@ def deepspeed_file(config: RunConfig) -> Path | None:
     candidates = [assets.from_user(name), *(folder / name for folder in folders)]
     found = next((path for path in candidates if assets.is_file(path)), None)
     if found is None:
-        have = sorted({path.name for folder in folders for path in folder.glob("*.json")})
+        have = sorted({path.name for folder in folders for path in folder.glob("*.json") if _is_deepspeed(path)})
         what = f"there is no DeepSpeed file '{name}'"
         raise ConfigError(Problem(what, str(config.path), f"there are {', '.join(have)}; or none", "unknown-deepspeed"))
     try:
@@ -301,6 +304,15 @@ def deepspeed_file(config: RunConfig) -> Path | None:
     except (OSError, ValueError) as error:
         raise ConfigError(Problem(f"not a readable JSON file: {error}", str(found), rule="ds-json")) from None
     return found.absolute()
+
+
+def _is_deepspeed(path: Path) -> bool:
+    """Whether a file beside a config is one; data may lie there, too."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _SMALL else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and check_deepspeed.is_deepspeed(value)
 
 
 def describe(plan: Plan, environ: Mapping[str, str], alone: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from cpt_launcher import child, disk, preflight, subtask, token_count
@@ -46,7 +47,7 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     disk.remove_tree(part)
     disk.write_text(recipe, plan.train_yaml)
     try:
-        hint = "cpt validate --data --strict"
+        hint = f"cpt validate {shlex.quote(str(plan.config))} --data --strict"
         made = subtask.run(argv, env, "tokenising", str(layout.storage), hint, secrets=plan.secrets, error=DataError)
         disk.remove_tree(target)
         disk.rename(part, target)

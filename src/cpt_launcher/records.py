@@ -13,13 +13,15 @@ BYTES_PER_TOKEN = 4
 MAX_RECORD = 64 << 20
 SHOWN = 5
 LEAVE_OUT = "mend it, or leave such records out: cpt stage-data --on-bad-record skip"
+TOO_LONG = "a document of over"
 
 
 @dataclass
 class Report:
     """What was seen in one file: counts, bytes of text, and the first bad and empty records by line number.
 
-    An empty record trains nothing but the end-of-text token: a pity, not a failure.
+    An empty record trains nothing but the end-of-text token: a pity, not a failure. `path` is the file that is being
+    read: of text files, many make one report.
     """
 
     path: Path
@@ -32,6 +34,9 @@ class Report:
     last_reason: str = ""
     count: Callable[[str], int] | None = None
     counted: int = 0
+    wrong_file: str = ""
+    places: list[str] = field(default_factory=list)
+    first_empty: str = ""
 
     @property
     def tokens(self) -> int:
@@ -43,9 +48,17 @@ class Report:
         self.last_reason = reason
         if len(self.bad) < SHOWN:
             self.bad.append((line, reason))
+            self.places.append(f"{self.path}:{line}:1")
+
+    def add_empty(self, line: int) -> None:
+        self.empty_count += 1
+        self.first_empty = self.first_empty or f"{self.path}:{line}:1"
+        self.empty += [line] if len(self.empty) < SHOWN else []
 
     def problems(self) -> list[Problem]:
         """What is wrong with it, the first records by their place."""
+        if self.wrong_file:
+            return [Problem(self.wrong_file, str(self.path), "is it the right file?", "data-record")]
         if not self.documents and not self.bad:
             return [Problem("there is no document in it", str(self.path), "is it the right file?", "data-empty")]
         rules = {True: "data-encoding", False: "data-record"}
@@ -53,12 +66,22 @@ class Report:
         hint = (
             'set the entry\'s "columns": {"prompt": ...} to the column that holds the text' if no_column else LEAVE_OUT
         )
+        split = 'split it, or set "per_line": true in the entry if each of its lines is a document'
         found = [
-            Problem(reason, f"{self.path}:{line}:1", hint, rules[reason.startswith("not UTF-8")])
-            for line, reason in self.bad
+            Problem(
+                reason, place, split if reason.startswith(TOO_LONG) else hint, rules[reason.startswith("not UTF-8")]
+            )
+            for place, (_, reason) in zip(self.places, self.bad, strict=True)
         ]
-        hidden = self.bad_count - len(self.bad)
-        return [*found, Problem(f"{hidden:,} more bad records", str(self.path), "", "data-record")] if hidden else found
+        if hidden := self.bad_count - len(self.bad):
+            last = self.places[-1].removesuffix(":1")  # by place, it comes after the last that is shown
+            found.append(Problem(f"{counted(hidden, 'more bad record')}", f"{last}:2", "", "data-record"))
+        return found
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 document`, `2,000 documents`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def estimated_tokens(text_bytes: int, documents: int) -> int:
@@ -73,8 +96,7 @@ def judge(report: Report, line: int, record: object, column: str) -> None:
     elif column not in record:
         report.add_bad(line, f"no column '{column}', but {', '.join(map(str, list(record)[:6]))}")
     elif record[column] is None or (isinstance(record[column], str) and not record[column].strip()):
-        report.empty_count += 1
-        report.empty += [line] if len(report.empty) < SHOWN else []
+        report.add_empty(line)
     elif not isinstance(record[column], str):
         report.add_bad(line, f"'{column}' is {type(record[column]).__name__}, not text")
     else:

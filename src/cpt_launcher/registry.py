@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from cpt_launcher import dataset, disk
 from cpt_launcher.disk import Outcome
@@ -16,25 +17,28 @@ Entries = Mapping[str, Mapping[str, object]]
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def refuse_conflicts(layout: Layout, entries: Entries) -> None:
-    """Look before anything is copied; `merge` looks again.
+def refuse_conflicts(layout: Layout, entries: Entries, former: Mapping[Path, Path] = MappingProxyType({})) -> None:
+    """Look before anything is copied; `merge` looks again. `former`: files that others take the place of.
 
     Raises:
         ConfigError: the registry has another entry of one of the names, or is no registry.
     """
     known, _ = _read(layout)
     hint = "give yours another name, or overwrite it with cpt stage-data --force"
-    other = [name for name in entries if name in known and _differing(known[name], entries[name], layout)]
+    theirs = {name: _renamed(known[name], layout, former) for name in entries if name in known}
+    other = [name for name in theirs if _differing(theirs[name], entries[name], layout)]
     if other:
         raise ConfigError(
             *(
-                Problem(_differs(name, _differing(known[name], entries[name], layout)), str(layout.registry), hint)
+                Problem(_differs(name, _differing(theirs[name], entries[name], layout)), str(layout.registry), hint)
                 for name in other
             )
         )
 
 
-def merge(layout: Layout, entries: Entries, *, force: bool) -> tuple[Outcome, int]:
+def merge(
+    layout: Layout, entries: Entries, *, force: bool, former: Mapping[Path, Path] = MappingProxyType({})
+) -> tuple[Outcome, int]:
     """Put entries into the registry under the storage's lock; those of other people stay as they are, to the byte.
     Returns what became of the file, and its bytes.
 
@@ -44,7 +48,7 @@ def merge(layout: Layout, entries: Entries, *, force: bool) -> tuple[Outcome, in
     """
     with disk.lock(layout.lock):
         if not force:
-            refuse_conflicts(layout, entries)
+            refuse_conflicts(layout, entries, former)
         known, text = _read(layout)
         new = {name: entry for name, entry in entries.items() if name not in known}
         changed = {name: entry for name, entry in entries.items() if name not in new}
@@ -83,6 +87,13 @@ def _differing(theirs: object, ours: Mapping[str, object], layout: Layout) -> li
 
     keys = {*theirs, *ours} - {*dataset.OUR_KEYS}
     return sorted(key for key in keys if read(theirs, key) != read(ours, key))
+
+
+def _renamed(theirs: object, layout: Layout, former: Mapping[Path, Path]) -> object:
+    """An entry as it is once files have taken the place of former ones."""
+    given = theirs.get("file_name") if isinstance(theirs, dict) else None
+    new = former.get(layout.storage / given) if isinstance(given, str) else None
+    return {**theirs, "file_name": str(new)} if new and isinstance(theirs, dict) else theirs
 
 
 def _differs(name: str, keys: list[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -64,6 +66,27 @@ class Version:
     url: str
     size: int | None
     stamp: str | None
+    parts: tuple[Version, ...] = ()
+
+    @property
+    def files(self) -> tuple[Version, ...]:
+        """Itself, or the files that it is put together of."""
+        return self.parts or (self,)
+
+
+def version_of_all(url: str, files: Sequence[str], remark: str) -> Version:
+    """The version of what is made of a source's files; `remark` says how, and is part of the stamp.
+
+    Raises:
+        DataError: one is not there, or its file system is not installed.
+    """
+    parts = tuple(version(file) for file in files)
+    stamps, sizes = [part.stamp for part in parts], [part.size for part in parts]
+    size = sum(known for known in sizes if known is not None) if None not in sizes else None
+    if None in stamps:
+        return Version(url, size, None, parts)
+    digest = hashlib.sha256("\n".join(map(str, stamps)).encode("utf-8", "surrogateescape")).hexdigest()
+    return Version(url, size, f"{shown(url)} {len(parts)} {digest[:32]} {remark}", parts)
 
 
 def version(url: str) -> Version:
@@ -114,7 +137,7 @@ def upload(path: str, url: str) -> None:
 
 def files(url: str) -> list[tuple[str, str]]:
     """The files below a remote folder: URL and path relative to it. Hidden ones are left out, and so is what is in
-    something hidden.
+    something hidden, and what tells of the data.
 
     Raises:
         DataError: it is not there, or what the server lists is not all data of one kind, or not below the folder.
@@ -130,6 +153,7 @@ def files(url: str) -> list[tuple[str, str]]:
     listed = [name for name in found if not f"{name}/".endswith(("//", root))]  # without folders' marks
     below = [_below(name, root, url) for name in listed]
     kept = [(full, inner) for full, inner in below if inner and not names.is_hidden(inner)]
+    kept = [(full, inner) for full, inner in kept if not names.is_documentation(inner)]
     wrong = names.wrong_kinds(inner for _, inner in kept) if kept else "the folder holds no data"
     if wrong:
         hint = "name a folder that holds data of one kind and nothing else, or a single file"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from cpt_launcher import corpus, dataset, disk, manifest, names, places, registry, transfer, urls
+from cpt_launcher import corpus, dataset, disk, manifest, names, places, registry, texts, transfer, urls
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.disk import Outcome
@@ -55,6 +56,19 @@ class Staged:
     empty: int = 0
 
 
+@dataclass(frozen=True)
+class StagedFolder:
+    """What became of a folder's files, in sum; counts where all of them are data that was read."""
+
+    path: str
+    outcomes: Mapping[Outcome, int]
+    documents: int | None = None
+    text_bytes: int | None = None
+    skipped: int = 0
+    tokens: int | None = None
+    empty: int = 0
+
+
 Progress = Callable[[Copy, int, "int | None"], None]
 
 
@@ -63,14 +77,14 @@ def stage(
     entries: Mapping[str, Mapping[str, object]],
     storage: Path,
     *,
-    report: Callable[[Staged], None],
+    report: Callable[[Staged | StagedFolder], None],
     progress: Progress = lambda *_: None,
     options: Options = DEFAULTS,
 ) -> tuple[Staged, ...]:
     """Put files and registry entries on the storage.
 
     Args:
-        report: called after each file.
+        report: called after each file, of a folder's files once.
         progress: called with the file, its bytes so far and their number if known.
 
     Raises:
@@ -83,29 +97,82 @@ def stage(
     _refuse(copies, layout)
     wanted = [piece for copy in copies for piece in _pieces(copy)]
     _refuse(wanted, layout)
+    stager = _Stager(layout, options, progress)
+    former = stager.former(wanted)
     if not options.force:
-        registry.refuse_conflicts(layout, entries)
+        registry.refuse_conflicts(layout, entries, former)
     for folder in {storage, layout.lock.parent, *(copy.target.parent for copy in wanted)}:
         disk.require_no_foreign_links(storage, folder)
         disk.sweep(folder)
-    stager = _Stager(layout, options, progress)
-    gone = stager.no_longer_there(wanted)
+    gone = {path: folder for folder, paths in stager.no_longer_there(wanted).items() for path in paths}
     done = []
     try:
-        for copy in wanted:
-            done.append(stager.one(copy))
-            report(done[-1])
-        for path in gone:
-            disk.remove_tree(path)
-            done.append(Staged(str(path), "removed", 0, ""))
-            report(done[-1])
+        with _InSum(report) as said:
+            for copy in wanted:
+                done.append(stager.one(copy))
+                said.add(done[-1], copy.shard_of[1] if copy.shard_of and not copy.parts else None)
+            for path, folder in gone.items():
+                disk.remove_tree(path)
+                done.append(Staged(str(path), "removed", 0, ""))
+                said.add(done[-1], folder)
     finally:
         manifest.add(layout, stager.fresh, [stager.name(path) for path in gone if not path.exists()])
     if entries:
-        outcome, size = registry.merge(layout, entries, force=options.force)
+        outcome, size = registry.merge(layout, entries, force=options.force, former=former)
         done.append(Staged(str(layout.registry), outcome, size, "registry"))
         report(done[-1])
+    for path in stager.remove(former):
+        done.append(Staged(str(path), "removed", 0, ""))
+        report(done[-1])
     return tuple(done)
+
+
+class _InSum:
+    """Reports the files of a folder as one, as soon as the next file is of none or of another."""
+
+    def __init__(self, report: Callable[[Staged | StagedFolder], None]) -> None:
+        self._report = report
+        self._folder: Path | None = None
+        self._items: list[Staged] = []
+
+    def __enter__(self) -> _InSum:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._say()
+
+    def add(self, item: Staged, folder: Path | None) -> None:
+        """The next file; `folder` is None for one that is reported by itself."""
+        if folder is None or folder != self._folder:
+            self._say()
+        self._folder = folder
+        if folder is None:
+            self._report(item)
+        else:
+            self._items.append(item)
+
+    def _say(self) -> None:
+        items, self._items = self._items, []
+        if items:
+            self._report(_in_sum(str(self._folder), items))
+
+
+def _in_sum(folder: str, items: Sequence[Staged]) -> StagedFolder:
+    there = [item for item in items if item.outcome != "removed"]
+
+    def total(counts: Sequence[int | None]) -> int | None:
+        known = [count for count in counts if count is not None]
+        return sum(known) if known and len(known) == len(counts) else None
+
+    return StagedFolder(
+        folder,
+        Counter(item.outcome for item in items),
+        total([item.documents for item in there]),
+        total([item.text_bytes for item in there]),
+        sum(item.skipped for item in there),
+        total([item.tokens for item in there]),
+        sum(item.empty for item in there),
+    )
 
 
 def _refuse(copies: Sequence[Copy], layout: Layout) -> None:
@@ -125,22 +192,44 @@ class _Stager:
     def name(self, target: Path) -> str:
         return target.relative_to(self._layout.storage).as_posix()
 
-    def no_longer_there(self, copies: Sequence[Copy]) -> list[Path]:
-        """Files in the datasets' folders that their source folders have no more: LLaMA-Factory would go on training
-        on them.
+    def former(self, copies: Sequence[Copy]) -> dict[Path, Path]:
+        """Text files as an earlier version staged them, and what takes their place: those that the manifest says came
+        from the same source, and nobody changed since; or that are gone, and entries may still name.
+        """
+        found = {}
+        for copy in copies:
+            old = copy.former
+            known = self._known.get(self.name(old)) if old else None
+            ours = known is not None and old is not None and known.source == copy.shown and known.matches(old)
+            if old and (ours or not old.exists()):
+                found[old] = copy.target
+        return found
+
+    def remove(self, former: Mapping[Path, Path]) -> list[Path]:
+        """Take away what has been replaced; returns what is gone."""
+        there = [path for path in former if path.is_file()]
+        for path in there:
+            disk.remove_tree(path)
+        manifest.add(self._layout, {}, [self.name(path) for path in there])
+        return there
+
+    def no_longer_there(self, copies: Sequence[Copy]) -> dict[Path, list[Path]]:
+        """Files in the datasets' folders, by folder, that their source folders have no more: LLaMA-Factory would go on
+        training on them.
 
         Raises:
             ConfigError: one that did not come from there, or was changed since: that is not ours to remove.
         """
-        wanted, gone = {copy.target for copy in copies}, []
+        wanted = {copy.target for copy in copies}
+        gone: dict[Path, list[Path]] = {}
         for source, folder in dict.fromkeys(copy.shard_of for copy in copies if copy.shard_of):
-            for path in (path for path in dataset.shards(folder) if path not in wanted):
+            for path in (path for path in dataset.visible(folder) if path not in wanted):
                 known = self._known.get(self.name(path))
                 staged_from = f"{source.rstrip('/')}/{path.relative_to(folder).as_posix()}"
                 if known is None or not known.matches(path) or names.plain_name(known.source) != staged_from:
                     what = "a file in the dataset's folder is not of its source, and would be trained on"
                     raise ConfigError(Problem(what, str(path), "move it away"))
-                gone.append(path)
+                gone.setdefault(folder, []).append(path)
         return gone
 
     def one(self, copy: Copy) -> Staged:
@@ -149,7 +238,7 @@ class _Stager:
         name = self.name(copy.target)
         known = self._known.get(name)
         trusted = known if known and known.source == copy.shown and known.matches(copy.target) else None
-        if trusted and (trusted.column != copy.column or copy.sha256 not in (None, trusted.sha256)):
+        if trusted and (trusted.column != copy.column or not _is_wanted(copy, trusted)):
             trusted = None
         if trusted and self._count is not None and copy.column and trusted.tokens is None:
             trusted = None
@@ -158,11 +247,11 @@ class _Stager:
         unknown = known is None and copy.sha256 is None
         if copy.is_remote and not self._options.refetch and copy.target.is_file() and (trusted or unknown):
             return _staged(copy, "identical", trusted)
-        version = sources.version(copy.source)
+        version = _version(copy)
         if trusted and version.stamp is not None and trusted.stamp == version.stamp:
             return _staged(copy, "identical", trusted)
         foreign = copy.target.is_file() and (known is None or known.source != copy.shown) and not self._options.force
-        if foreign and version.size is not None and version.size != copy.target.stat().st_size:
+        if foreign and not copy.text and version.size is not None and version.size != copy.target.stat().st_size:
             raise _foreign(copy, known)
         return self._copy(copy, name, version, known if foreign else None, foreign=foreign)
 
@@ -204,7 +293,7 @@ class _Stager:
         """Checked and put together on the storage, then uploaded whole."""
         known, there = self._known.get(cloud), sources.version_if_there(cloud)
         ours = known is not None and there is not None and known.target_stamp == there.stamp
-        version = sources.version(copy.source)
+        version = _version(copy)
         if (
             known
             and ours
@@ -259,8 +348,23 @@ def _pieces(copy: Copy) -> list[Copy]:
     if not copy.is_folder:
         return [copy]
     found = sources.files(copy.source)
+    if copy.text and all(names.plain_name(inner).endswith(texts.ENDING) for _, inner in found):
+        return [dataset.text_folder(copy.source, copy.target, [url for url, _ in found], copy.column, copy.text)]
     whole = (urls.shown(copy.source), copy.target)
     return [Copy(url, copy.target / names.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
+
+
+def _version(copy: Copy) -> sources.Version:
+    """What a text file is made into goes by its version, by the unit, and by the content that is asked for."""
+    if not copy.text:
+        return sources.version(copy.source)
+    remark = f"a record per {copy.text} {copy.sha256 or ''}".rstrip()
+    return sources.version_of_all(copy.source, copy.files, remark)
+
+
+def _is_wanted(copy: Copy, record: Record) -> bool:
+    """Whether a staged file is the content that is asked for; of text files, the version says so."""
+    return copy.text is not None or copy.sha256 in (None, record.sha256)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

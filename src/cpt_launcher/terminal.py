@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,13 +18,15 @@ from cpt_launcher.errors import CptError, InterruptedRunError
 from cpt_launcher.history import UNREADABLE
 from cpt_launcher.plan import Plan
 from cpt_launcher.record import resume_command
+from cpt_launcher.records import counted as nouns
 from cpt_launcher.records import estimated_tokens
-from cpt_launcher.stage import Progress, Staged
+from cpt_launcher.stage import Progress, Staged, StagedFolder
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from cpt_launcher.checkpoints import Checkpoint
+    from cpt_launcher.disk import Outcome
     from cpt_launcher.doctor import Item
     from cpt_launcher.evaluation import Evaluation
     from cpt_launcher.export import Exported
@@ -167,16 +169,27 @@ def table(rows: Sequence[Sequence[str]]) -> None:
         answer("  ".join([*cells, row[-1]]))
 
 
-def staged(item: Staged) -> None:
-    """One staged file, and what was counted in it."""
-    seen = ""
+def staged(item: Staged | StagedFolder) -> None:
+    """One staged file, or a folder of them, and what was counted in it."""
+    outcome, seen = item.outcome if isinstance(item, Staged) else _in_sum(item.outcomes), []
+    if isinstance(item, StagedFolder):
+        seen = [nouns(sum(item.outcomes.values()), "file")]
+        if len(item.outcomes) > 1:
+            each = (f"{number:,} {outcome}" for outcome, number in sorted(item.outcomes.items()))
+            seen = [f"{seen[0]}: {', '.join(each)}"]
     if item.documents is not None:
-        estimate = f"about {estimated_tokens(item.text_bytes or 0, item.documents):,} tokens"
-        tokens = estimate if item.tokens is None else f"{item.tokens:,} tokens"
-        seen = f" ({item.documents:,} documents, {tokens})"
-    skipped = f"; {item.skipped:,} bad records left out, see .cpt/quarantine" if item.skipped else ""
+        estimate = f"about {nouns(estimated_tokens(item.text_bytes or 0, item.documents), 'token')}"
+        tokens = estimate if item.tokens is None else nouns(item.tokens, "token")
+        seen = [*seen, nouns(item.documents, "document"), tokens]
+    counts = f" ({', '.join(seen)})" if seen else ""
+    skipped = f"; {nouns(item.skipped, 'bad record')} left out, see .cpt/quarantine" if item.skipped else ""
     empty = f"; {item.empty:,} without text" if item.empty else ""
-    note(f"{item.outcome:9} {item.path}{seen}{skipped}{empty}")
+    note(f"{outcome:9} {item.path}{counts}{skipped}{empty}")
+
+
+def _in_sum(outcomes: Mapping[Outcome, int]) -> str:
+    """One word for what became of many files."""
+    return next(iter(outcomes)) if len(outcomes) == 1 else "staged"
 
 
 @contextlib.contextmanager
@@ -196,6 +209,9 @@ def bar() -> Iterator[Progress]:
 
         def show(copy: Copy, done: int, total: int | None) -> None:
             if copy.target not in tasks:
+                for earlier in tasks.values():  # a folder of many files would fill the terminal
+                    bar.remove_task(earlier)
+                tasks.clear()
                 tasks[copy.target] = bar.add_task(escape(escapes.flat(copy.target.name)), total=total)
             bar.update(tasks[copy.target], completed=done)
 
@@ -206,7 +222,7 @@ def counted(files: int, found: list[Finding]) -> str:
     """`3 files, 1 error, 2 warnings`."""
     errors = sum(item.severity == "error" for item in found)
     counts = ((files, "file"), (errors, "error"), (len(found) - errors, "warning"))
-    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in counts)
+    return ", ".join(nouns(number, name) for number, name in counts)
 
 
 def answer(text: str, *, nl: bool = True) -> None:

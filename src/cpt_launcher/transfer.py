@@ -7,20 +7,17 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from cpt_launcher import corpus, disk
+from cpt_launcher import corpus, disk, names, reading, texts, urls
 from cpt_launcher import source as sources
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.records import Report
 from cpt_launcher.source import Version
 
-# gzip packs text 3 to 5 to 1, logs that repeat themselves 100 to 1, and at best 1,032 to 1 (zlib's technical details);
-# below the floor a bomb does no harm.
-MAX_RATIO, UNPACKED_FLOOR = 200, 100 << 20
 SPACE_STEP = 1 << 30  # bytes after which free space is asked for again
 
 
@@ -54,7 +51,8 @@ def transferred(
         DataError: the source fails, ends early, changes meanwhile, or holds bad records.
         StorageError: the target cannot be written.
     """
-    stamp = version.stamp if copy.is_remote and not copy.is_compressed and how.quarantine is None else None
+    as_it_is = not copy.is_compressed and how.quarantine is None and not copy.text
+    stamp = version.stamp if copy.is_remote and as_it_is else None
     with disk.part_of(copy.target, stamp) as part:
         try:
             done = _fill(part, copy, version, how, progress)
@@ -73,48 +71,68 @@ def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Cal
     quarantine = how.quarantine
     with contextlib.ExitStack() as stack:
         reject = stack.enter_context(_quarantined(quarantine)) if quarantine else None
-        flow, look = _Flow(part, copy, reject, how.count), _bounded(copy, version)
+        flow = _Flow(part, copy, reject, how.count)
         part.file.seek(0)
         while chunk := part.file.read(corpus.CHUNK):  # what an interrupted copy left
             flow.take(chunk, write=False)
-        stream = stack.enter_context(sources.open_at(copy.source, flow.received))
-        while chunk := _read(stream, copy.source, resumable=part.stamp is not None):
-            flow.take(chunk, write=True)
-            look(flow.received)
-            progress(flow.received)
+        for file in version.files:
+            _pour(file, copy, flow, progress, resumable=part.stamp is not None)
         flow.end()
-    if version.size is not None and not copy.is_compressed and flow.received != version.size:
-        what = f"the source ended after {flow.received:,} of {version.size:,} bytes"
-        raise _BrokenOffError(Problem(what, copy.shown, "the same command goes on from there"))
-    if sources.version(copy.source).stamp != version.stamp:
-        raise DataError(Problem("the source changed while it was read", copy.shown, "start again"))
     _refuse_other_content(copy, flow.source_digest.hexdigest())
     with disk.storage_errors(copy.target):
         part.file.flush()
     report = flow.report()
     if report is not None and report.problems() and (quarantine is None or not report.documents):
-        named = [
-            Problem(p.what, p.where.replace(str(report.path), copy.shown), p.hint, p.rule) for p in report.problems()
-        ]
-        raise DataError(*named)
+        raise DataError(*(_placed(problem, copy, report) for problem in report.problems()))
     return Done(flow.written, flow.digest.hexdigest(), report)
 
 
-def _bounded(copy: Copy, version: Version) -> Callable[[int], None]:
-    """Looks at how many bytes have come so far, where a source may hold more than its size says.
+def _pour(file: Version, copy: Copy, flow: _Flow, progress: Callable[[int], None], *, resumable: bool) -> None:
+    """One file of the source, from where an interrupted copy broke off (which only one of a single file does)."""
+    begun = flow.received if copy.parts else 0
+    flow.begin(file.url)
+    look = _bounded(copy, file)
+    with sources.open_at(file.url, flow.received - begun) as stream:
+        while chunk := _read(stream, file.url, resumable=resumable):
+            flow.take(chunk, write=True)
+            look(flow.received - begun)
+            progress(flow.received)
+    flow.end_file()
+    came, shown = flow.received - begun, urls.shown(file.url)
+    if file.size is not None and not _is_packed(file.url) and came != file.size:
+        what = f"the source ended after {came:,} of {file.size:,} bytes"
+        raise _BrokenOffError(Problem(what, shown, "the same command goes on from there"))
+    if sources.version(file.url).stamp != file.stamp:
+        raise DataError(Problem("the source changed while it was read", shown, "start again"))
+
+
+def _placed(problem: Problem, copy: Copy, report: Report) -> Problem:
+    """A problem of a record with the place that the source's owner knows it by."""
+    where = problem.where.replace(str(report.path), copy.shown) if not copy.text else problem.where
+    where = copy.shown if problem.rule == "data-empty" else where
+    for url in copy.files if copy.is_remote else ():
+        where = where.replace(str(Path(urls.shown(url))), urls.shown(url))
+    return replace(problem, where=where)
+
+
+def _is_packed(url: str) -> bool:
+    return sources.path_of(url).endswith(names.COMPRESSED)
+
+
+def _bounded(copy: Copy, file: Version) -> Callable[[int], None]:
+    """Looks at how many bytes of a file have come so far, where it may hold more than its size says.
 
     The callable raises:
         DataError: a compressed source unpacks to more than text does.
         StorageError: the storage is filling up.
     """
-    packed = version.size if copy.is_compressed else None
+    packed = file.size if _is_packed(file.url) else None
     asked = 0
 
     def look(received: int) -> None:
         nonlocal asked
-        if packed is not None and received > max(UNPACKED_FLOOR, packed * MAX_RATIO):
-            what = f"its {packed:,} bytes unpack to more than {received:,}: no text is packed so tightly"
-            raise DataError(Problem(what, copy.shown, "if it is meant, unpack it yourself and name the plain file"))
+        if packed is not None:
+            reading.refuse_bomb(packed, received, urls.shown(file.url))
         if received - asked >= SPACE_STEP:
             asked = received
             disk.require_space(copy.target.parent, SPACE_STEP)
@@ -141,30 +159,60 @@ class _Flow:
     ) -> None:
         self.digest = hashlib.sha256()
         # Of all that came, which is more than what is kept where bad records are left out.
-        self.source_digest = self.digest if reject is None else hashlib.sha256()
+        self.source_digest = self.digest if reject is None and not copy.text else hashlib.sha256()
         self.received = self.written = 0
+        self._shown = copy.shown
         self._part, self._copy, self._reject, self._count = part, copy, reject, count
         self._checker: corpus.Checker | None = None
+        self._at_start = True
+        self._maker: texts.Maker | None = None
+        if copy.text and copy.column:
+            report = Report(Path(copy.shown), count=count)
+            self._maker = texts.Maker(report, copy.column, copy.text, reject)
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
 
+    def begin(self, url: str) -> None:
+        """The next file of the source."""
+        self._shown = urls.shown(url)
+        if self._maker is not None:
+            self._at_start = True
+            self._maker.begin(Path(self._shown))
+
     def take(self, chunk: bytes, *, write: bool) -> None:
         """The next bytes of the source; `write` is off for those that are in the part already."""
-        if self.received == 0:
-            if wrong := corpus.wrong_start(self._copy.target.suffix, chunk):
-                raise DataError(Problem(wrong, self._copy.shown, "is it the right file?", "data-record"))
-            self._checker = self._new_checker(chunk[:1024])
+        if self._at_start:
+            self._look_at(chunk)
         self.received += len(chunk)
-        if self._reject is not None and self._copy.sha256 is not None:
+        if self.source_digest is not self.digest and self._copy.sha256 is not None:
             self.source_digest.update(chunk)
-        kept = chunk
-        if self._checker is not None:
-            try:
-                passed = self._checker.feed(chunk)
-            except corpus.TooLongError:
-                raise DataError(*self._checker.report.problems()) from None
-            kept = passed if self._reject else chunk
-        self._hand_over(kept, write=write)
+        self._hand_over(self._kept(chunk), write=write)
+
+    def _look_at(self, start: bytes) -> None:
+        """What a file's first bytes say about the rest."""
+        self._at_start = False
+        suffix = texts.ENDING if self._maker else self._copy.target.suffix
+        if wrong := corpus.wrong_start(suffix, start):
+            raise DataError(Problem(wrong, self._shown, "is it the right file?", "data-record"))
+        if self._maker is None:
+            self._checker = self._new_checker(start[:1024])
+
+    def _kept(self, chunk: bytes) -> bytes:
+        """What goes on of the next bytes."""
+        try:
+            if self._maker is not None:
+                return self._maker.feed(chunk)
+            passed = self._checker.feed(chunk) if self._checker else chunk
+        except texts.TooLongError:
+            report = self._maker.report if self._maker else self._checker.report if self._checker else None
+            assert report is not None
+            raise DataError(*(_placed(problem, self._copy, report) for problem in report.problems())) from None
+        return passed if self._reject else chunk
+
+    def end_file(self) -> None:
+        """A file of the source is at its end."""
+        if self._maker is not None:
+            self._hand_over(self._maker.end(), write=True)
 
     def end(self) -> None:
         """The source is at its end: nothing is pending after this."""
@@ -175,6 +223,8 @@ class _Flow:
 
     def report(self) -> Report | None:
         """What was seen in it; files that are not line-wise are read once more for that, from the part."""
+        if self._maker is not None:
+            return self._maker.report
         suffix = self._copy.target.suffix
         if self._copy.column is None or not corpus.is_readable(suffix):
             return None
@@ -186,9 +236,7 @@ class _Flow:
         suffix, column = self._copy.target.suffix, self._copy.column
         if column is None or not corpus.is_line_wise(suffix, start):
             return None
-        return corpus.Checker(
-            Path(self._copy.shown), column, plain=suffix == ".txt", reject=self._reject, count=self._count
-        )
+        return corpus.Checker(Path(self._copy.shown), column, reject=self._reject, count=self._count)
 
     def _hand_over(self, data: bytes, *, write: bool) -> None:
         self._wait()
