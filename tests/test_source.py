@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import http.server
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -289,3 +290,49 @@ def test_a_link_among_the_storages_folders_leads_nowhere_else(pages: Pages, stor
         with pytest.raises(ConfigError, match="a link leads out of the storage"):
             staged(storage, f"{pages.url}/data/", "c4", force=force)
     assert list(outside.iterdir()) == []
+
+
+def test_zstd_of_many_frames_and_cut_short(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    pack = zstandard.ZstdCompressor().compress
+    chance, text = random.Random(1).randbytes(3 << 20), LINE * 100_000
+    path = tmp_path / "c.jsonl.zst"
+    path.write_bytes(pack(chance) + pack(b"") + pack(text) + pack(LINE))
+    with source.open_at(str(path), 0) as file:
+        assert file.read() == chance + text + LINE
+    path.write_bytes(pack(text)[:-1])
+    with pytest.raises(EOFError, match="ends within a frame"), source.open_at(str(path), 0) as file:
+        file.read()
+    with pytest.raises(DataError, match="ends within a frame"):
+        stage_one(tmp_path, path)
+    assert not (tmp_path / "storage" / "c.jsonl").exists()
+
+
+def stage_one(tmp_path: Path, path: Path) -> None:
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    stage.stage([Copy(str(path), storage / "c.jsonl", "text")], {}, storage, report=lambda _: None)
+
+
+def test_a_remote_folder_of_text_files_and_what_tells_of_them(pages: Pages, cpt: Cpt, workspace: Path) -> None:
+    pages.links = {"/texts/": ["README.md", "LICENSE", "a.txt", "b.txt.gz"]}
+    pages.files = {
+        "/texts/README.md": b"# About",
+        "/texts/LICENSE": b"free",
+        "/texts/a.txt": b"one\n\nstill one\n",
+        "/texts/b.txt.gz": gzip.compress(b"two\n"),
+    }
+    entry = {"corpus": {"source": f"{pages.url}/texts/", "columns": {"prompt": "text"}}}
+    (workspace / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
+    done = cpt("stage-data", "my.yaml")
+    made = workspace / "storage" / "texts" / "texts.jsonl"
+    assert done.err.splitlines()[0].startswith(f"cpt: created   {made} (2 documents"), done.err
+    assert [json.loads(line)["text"] for line in made.read_text().splitlines()] == ["one\n\nstill one\n", "two\n"]
+    pages.asked = []
+    assert "identical" in cpt("stage-data", "my.yaml").err.splitlines()[0]
+    pages.files["/texts/a.txt"] = b"\xff"
+    done = cpt("stage-data", "my.yaml")
+    assert f"where: {pages.url}/texts/a.txt:1:1\n" in done.err, done.err
+    pages.links["/texts/"].append("c.jsonl")
+    pages.files["/texts/c.jsonl"] = LINE
+    assert "a folder must hold files of one kind, not .jsonl, .txt" in cpt("stage-data", "my.yaml").err

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cpt_launcher import assets, corpus, dataset, names, reading, texts
+from cpt_launcher import assets, corpus, dataset, names, reading, texts, yamlfile
 from cpt_launcher import source as sources
 from cpt_launcher.arguments import Arguments
 from cpt_launcher.dataset import OUR_KEYS, REMOTE_KEYS, Entry
@@ -102,6 +102,25 @@ def lines(document: Document, entry: Entry) -> Iterator[Finding]:
     what = f"'{entry.name}' is {counted(len(found), 'text file')}: LLaMA-Factory makes {count} a document"
     hint = "for a document a file, stage them with an entry of your own: its source is the files, or their folder"
     yield of(Problem(what, document.where(entry.name, "file_name"), hint, "data-lines"), "warning")
+
+
+def lines_of_yaml(values: Mapping[str, object]) -> Iterator[Finding]:
+    """The same of a LLaMA-Factory YAML, whose data nobody stages.
+
+    Raises:
+        ConfigError: the registry in its `dataset_dir` cannot be read.
+    """
+    folder = values.get("dataset_dir")
+    if not isinstance(folder, str) or not folder.startswith("/") or not assets.is_file(f"{folder}/{assets.REGISTRY}"):
+        return
+    document = yamlfile.read(Path(folder) / assets.REGISTRY)
+    known = document.value if isinstance(document.value, dict) else {}
+    for name in str(values.get("dataset") or "").replace(" ", "").split(","):
+        fields = known.get(name)
+        given = fields.get("file_name") if isinstance(fields, dict) else None
+        if isinstance(given, str) and isinstance(fields, dict):
+            entry = Entry(name, fields, document.path, str(Path(folder) / given), on_storage=True)
+            yield from lines(document, entry)
 
 
 def _line_count(path: Path) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
-from cpt_launcher import child, disk, preflight, subtask, token_count
+from cpt_launcher import child, corpus, disk, preflight, subtask, token_count
 from cpt_launcher.attempt import Show
 from cpt_launcher.config import RunConfig
 from cpt_launcher.errors import DataError, Problem
@@ -49,6 +50,9 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     try:
         hint = f"cpt validate {shlex.quote(str(plan.config))} --data --strict"
         made = subtask.run(argv, env, "tokenising", str(layout.storage), hint, secrets=plan.secrets, error=DataError)
+    except DataError as error:
+        raise DataError(*_wrong_files(plan), *error.problems) from None
+    else:
         disk.remove_tree(target)
         disk.rename(part, target)
     finally:
@@ -56,3 +60,18 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
         disk.remove_tree(part)
     disk.write_json(layout.tokenized_marker(name), made)
     return made
+
+
+def _wrong_files(plan: Plan) -> list[Problem]:
+    """Files that are not what their names say. What was staged was looked at; others' data on the storage was not."""
+    hint = "ask who put it there, or give the run an entry of your own"
+    found = [(path, corpus.wrong_start(path.suffix, _start(path))) for path in (copy.target for copy in plan.present)]
+    return [Problem(wrong, str(path), hint, "data-record") for path, wrong in found if wrong]
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(1024)
+    except OSError:
+        return b""

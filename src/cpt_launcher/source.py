@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import sys
 import zlib
@@ -18,7 +19,6 @@ from cpt_launcher.urls import shown
 SCHEMES = ("http", "https", "s3", "s3a", "gs", "gcs", "hf")
 DEPTH = 10  # of a web server's folders, whose links may go round in circles
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
-COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 # What file systems call the version of a file; without any of them a change of the same size cannot be seen.
 _VERSIONS = (
     "ETag",
@@ -184,14 +184,64 @@ def open_at(url: str, offset: int) -> IO[bytes]:
     """
     system, path = _system(url)
     caught: tuple[type[Exception], ...] = (*failures(), ImportError)
-    suffix = next((ending for ending in COMPRESSION if path_of(url).endswith(ending)), None)
+    suffix = next((ending for ending in names.COMPRESSED if path_of(url).endswith(ending)), None)
     try:
-        opened: IO[bytes] = system.open(path, "rb", compression=COMPRESSION[suffix] if suffix else None)
+        opened: IO[bytes] = system.open(path, "rb", compression="gzip" if suffix == ".gz" else None)
+        if suffix == ".zst":
+            return io.BufferedReader(_Zstd(opened), _Zstd.CHUNK)
         if offset:
             opened.seek(offset)
     except caught as error:
         raise unreadable(url, error) from None
     return opened
+
+
+class _Zstd(io.RawIOBase):
+    """What a .zst file holds, all frames of it; fsspec's reader takes the end of a cut file for the end of the data.
+
+    Reading raises:
+        EOFError: the file ends within a frame.
+        ZstdError: it is damaged.
+    """
+
+    CHUNK = 1 << 20
+    STEP = 4 << 10  # packed bytes at a time: a block of four may unpack to 128 KiB (RFC 8878, RLE_Block)
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        import zstandard  # not at the top: it is optional
+
+        self._packed, self._new = packed, zstandard.ZstdDecompressor().decompressobj
+        self._frame = self._new()
+        self._in = self._out = memoryview(b"")
+        self._began = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        while not self._out and self._more():
+            if self._frame.eof:
+                self._frame = self._new()
+            step, self._in, self._began = self._in[: self.STEP], self._in[self.STEP :], True
+            self._out = memoryview(self._frame.decompress(step))
+            if self._frame.eof and self._frame.unused_data:
+                self._in = memoryview(self._frame.unused_data + bytes(self._in))
+        size = min(len(buffer), len(self._out))
+        buffer[:size] = self._out[:size]
+        self._out = self._out[size:]
+        return size
+
+    def _more(self) -> bool:
+        """Whether there are packed bytes left."""
+        self._in = self._in or memoryview(self._packed.read(self.CHUNK))
+        if not self._in and self._began and not self._frame.eof:
+            raise EOFError("the file ends within a frame")
+        return bool(self._in)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._packed.close()
+        super().close()
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -237,7 +287,7 @@ def unreadable(url: str, error: BaseException) -> DataError:
         error = error.__cause__
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     hint = "check the entry's source and the network"
-    if "Compression type zstd" in reason:
+    if isinstance(error, ImportError) and error.name == "zstandard":
         hint = "pip install 'cpt-launcher[zst]'"
     elif isinstance(error, EOFError | zlib.error) or type(error).__name__ in ("BadGzipFile", "ZstdError"):
         hint = "the compressed file is damaged or cut short where it is: make or fetch it again"

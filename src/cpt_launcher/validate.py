@@ -167,6 +167,10 @@ class _Checker:
         gpus = not isinstance(wanted, dict) or "GPU" in wanted
         args = Arguments(values, values, lambda name: document.where(name), schema.load(), on_ray, gpus)
         self.found += check_arguments.check(args)
+        try:
+            self.found += check_data.lines_of_yaml(values)
+        except CptError as error:
+            self.add(*error.problems)
         self.found += check_trust.model(args, values.get("model_name_or_path"))
         at = ("ray_init_kwargs", "runtime_env", "env_vars")
         self.found += check_trust.environment(args.env_vars(), lambda key: document.where(*at, key))
