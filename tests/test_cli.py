@@ -211,3 +211,71 @@ def test_no_path_is_that_long(cpt: Cpt, workspace: Path, arguments: tuple[str, .
 def test_an_empty_value_of_an_override_is_none(cpt: Cpt, workspace: Path) -> None:
     assert cpt("validate", "my.yaml", "train.run_name=").code == 0
     assert "'storage' is missing" in cpt("validate", "my.yaml", "storage=").out
+
+
+def test_a_folder_of_shards_is_one_line(cpt: Cpt, workspace: Path) -> None:
+    folder, storage = workspace / "shards", workspace / "storage"
+    folder.mkdir()
+    for number in range(300):
+        (folder / f"{number:03}.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 2)
+    entry = {"corpus": {"source": "../shards", "columns": {"prompt": "text"}}}
+    (workspace / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
+    first = cpt("stage-data", "my.yaml", "--json")
+    counts = "(300 files, 600 documents, about 3,000 tokens)"
+    assert first.err.splitlines()[0] == f"cpt: created   {storage}/shards {counts}"
+    assert len(first.err.splitlines()) == 3
+    each = [item for item in json.loads(first.out)["staged"] if "/shards/" in item["path"]]
+    assert (len(each), {item["documents"] for item in each}) == (300, {2})
+    assert f"cpt: identical {storage}/shards {counts}\n" in cpt("stage-data", "my.yaml").err
+    (folder / "000.jsonl").write_text('{"text": "one"}\n')
+    (folder / "001.jsonl").unlink()
+    said = cpt("stage-data", "my.yaml").err
+    assert f"cpt: staged    {storage}/shards (299 files: 298 identical, 1 replaced, 597 documents" in said
+    assert f"cpt: removed   {storage}/shards (1 file)\n" in said
+
+
+def test_files_that_were_staged_are_said_where_a_later_one_fails(cpt: Cpt, workspace: Path) -> None:
+    folder = workspace / "shards"
+    folder.mkdir()
+    for name, text in (("a", '{"text": "one"}\n'), ("b", "x\n")):
+        (folder / f"{name}.jsonl").write_text(text)
+    entry = {"corpus": {"source": "../shards", "columns": {"prompt": "text"}}}
+    (workspace / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
+    done = cpt("stage-data", "my.yaml")
+    assert (done.code, "/shards (1 file, 1 document, about 1 token)\n" in done.err) == (3, True), done.err
+
+
+def test_staging_takes_overrides(cpt: Cpt, workspace: Path) -> None:
+    other = workspace / "other"
+    other.mkdir()
+    done = cpt("stage-data", "my.yaml", f"storage={other}", "name=second")
+    assert (done.code, f"created   {other}/corpus.jsonl (100 documents" in done.err) == (0, True), done.err
+    done = cpt("stage-data", "my.yaml", "dataset=nothing")
+    assert (done.code, "no dataset 'nothing' is registered" in done.err) == (2, True), done.err
+    done = cpt("stage-data", "my.yaml", f"storage={other}", "--storage", workspace / "storage")
+    assert f"created   {workspace}/storage/corpus.jsonl" in done.err, done.err
+
+
+def test_a_wrong_deepspeed_name_is_answered_with_deepspeed_files(cpt: Cpt, workspace: Path) -> None:
+    (workspace / "docs.json").write_text('[{"text": "one"}]')
+    (workspace / "mine.json").write_text('{"zero_optimization": {"stage": 2}}')
+    done = cpt("run", "my.yaml", "deepspeed=ds_z9.json", "--dry-run")
+    [hint] = [line for line in done.err.splitlines() if "there are" in line]
+    assert ("docs.json" in hint, "mine.json" in hint, "ds_z3_config.json" in hint) == (False, True, True), hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity", "hint"),
+    [
+        ({"source": "/absent/c.jsonl"}, "error", "put it there, or correct the path: it is read where the data is"),
+        ({"file_name": "/absent/c.jsonl"}, "warning", ""),
+        ({"file_name": "absent.jsonl"}, "error", "a path is relative to the registry's folder"),
+    ],
+)
+def test_data_that_is_not_there(cpt: Cpt, workspace: Path, fields: dict[str, object], severity: str, hint: str) -> None:
+    entry = {"corpus": {**fields, "columns": {"prompt": "text"}}}
+    (workspace / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entry))
+    said = cpt("validate", "my.yaml").out
+    assert f"{severity}[registry-file]: the data of 'corpus' is not there" in said
+    assert hint in said
+    assert ("relative to" in said) is ("relative to" in hint)

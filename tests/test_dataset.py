@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import dataset
+from cpt_launcher import dataset, names
 from cpt_launcher.dataset import Copy, Entry
 from cpt_launcher.errors import ConfigError, DataError
 
@@ -125,3 +125,42 @@ def test_a_folder_with_the_storage_in_it(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     with pytest.raises(DataError, match="would be staged into itself"):
         dataset.copies(entry(tmp_path), tmp_path / "storage")
+
+
+def test_a_snapshot_of_the_hub_is_a_folder_of_links(tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "datasets--some--corpus"
+    snapshot, blobs = cache / "snapshots" / "abc", cache / "blobs"
+    (snapshot / "data").mkdir(parents=True)
+    blobs.mkdir()
+    for number, name in enumerate(("README.md", "LICENSE", ".gitattributes", "data/1.jsonl", "data/2.jsonl")):
+        (blobs / f"hash{number}").write_text('{"text": "a"}\n')
+        (snapshot / name).symlink_to(f"{'../' * name.count('/')}../../blobs/hash{number}")
+    found = dataset.copies(entry(snapshot), STORAGE)
+    assert [Path(copy.source).relative_to(snapshot).as_posix() for copy in found] == ["data/1.jsonl", "data/2.jsonl"]
+    (tmp_path / "private.jsonl").touch()
+    (snapshot / "data" / "3.jsonl").symlink_to("../../../../../private.jsonl")
+    with pytest.raises(DataError, match=r"the link data/3\.jsonl leads out of the folder"):
+        dataset.copies(entry(snapshot), STORAGE)
+    (snapshot / "data" / "3.jsonl").unlink()
+    for number in (3, 4):
+        (blobs / f"hash{number}").rename(tmp_path / f"hash{number}")
+    (blobs / "hash0").unlink()
+    for rest in blobs.iterdir():
+        rest.unlink()
+    blobs.rmdir()
+    blobs.symlink_to(tmp_path)  # a cache that leads elsewhere is none
+    with pytest.raises(DataError, match="leads out of the folder"):
+        dataset.copies(entry(snapshot), STORAGE)
+
+
+@pytest.mark.parametrize(
+    ("name", "tells"),
+    [
+        ("README", True), ("README.md", True), ("readme.txt", True), ("LICENSE-MIT", True), ("LICENSE.txt", True),
+        ("CITATION.cff", True), ("sub/Readme.rst", True), ("dataset_infos.json", True), ("readme.jsonl", False),
+        ("license_agreement_7.txt", False), ("license-7.txt", False), ("notice.json", False), ("read.me", False),
+        ("1.parquet", False),
+    ],
+)  # fmt: skip
+def test_what_tells_of_data_and_is_none(name: str, tells: bool) -> None:
+    assert names.is_documentation(name) is tells

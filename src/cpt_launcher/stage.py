@@ -111,6 +111,7 @@ def stage(
             for copy in wanted:
                 done.append(stager.one(copy))
                 said.add(done[-1], copy.shard_of[1] if copy.shard_of and not copy.parts else None)
+        with _InSum(report) as said:
             for path, folder in gone.items():
                 disk.remove_tree(path)
                 done.append(Staged(str(path), "removed", 0, ""))
