@@ -145,7 +145,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_runs": {"checkpoints", "doctor", "errors", "history", "terminal"},
     "live": {"attempt", "progress", "terminal"},
     "pretokenize": {
-        "attempt", "child", "config", "corpus", "disk", "errors", "plan", "preflight", "run", "subtask", "token_count",
+        "attempt", "child", "config", "corpus", "disk", "errors", "plan", "preflight", "run", "subtask",
+        "token_count",
     },
     "cli_job": {"assets", "bundle", "cli_check", "errors", "job_anyscale", "job_ray", "launch", "terminal"},
     "cli_plan": {"cli_check", "errors", "memory", "pace", "plan", "progress", "reader", "sizing", "terminal"},

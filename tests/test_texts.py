@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import amount, corpus, manifest, reader, reading, stage, texts
+from cpt_launcher import amount, bundle, corpus, manifest, pretokenize, reader, reading, stage, texts
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError
 from cpt_launcher.layout import Layout
@@ -308,6 +308,33 @@ def test_a_bomb_is_not_unpacked_to_be_looked_at(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(gzip.compress(b"\n" * (20 << 20), 1))
     with pytest.raises(DataError, match="no text is packed so tightly"):
         reading.file(path, "text")
+
+
+def test_a_job_takes_text_files_along_as_they_are(workspace: Path, folder: Path, register: Callable[..., None]) -> None:
+    register(source="../texts", per_line=True)
+    made = bundle.make(workspace / "my.yaml", [])
+    taken = json.loads(made.texts["dataset-configs/dataset_info.json"])["corpus"]
+    assert taken == {"source": "data/texts", "file_name": "texts", "per_line": True}
+    there = {
+        name.removeprefix("dataset-configs/data/texts/")
+        for name in made.files
+        if name.startswith("dataset-configs/data/")
+    }
+    assert there == {"a.txt", "b.txt.gz", "d.txt", "deep/c.txt.zst"}
+    register(source="../texts/b.txt.gz")
+    made = bundle.make(workspace / "my.yaml", [])
+    taken = json.loads(made.texts["dataset-configs/dataset_info.json"])["corpus"]
+    assert (taken["source"], taken["file_name"]) == ("data/b.txt.gz", "b.txt")
+
+
+def test_what_failed_to_be_tokenised_is_named(workspace: Path) -> None:
+    storage = workspace / "storage"
+    (storage / "theirs.txt").write_bytes(tar_of("a.txt", b"one"))
+    entry = {"theirs": {"file_name": "theirs.txt", "columns": {"prompt": "text"}}}
+    (storage / "dataset_info.json").write_text(json.dumps(entry))
+    plan = plan_run(reader.read(workspace / "my.yaml", ["dataset=theirs"]), {})
+    [problem] = pretokenize._wrong_files(plan)
+    assert (problem.where, "tar archive" in problem.what) == (str(storage / "theirs.txt"), True)
 
 
 @pytest.mark.e2e
