@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 
 import pytest
 
-from cpt_launcher.config import Evaluation
-from cpt_launcher.derive import BYTES_PER_TOKEN, evaluation, packing, split
+from cpt_launcher.derive import BYTES_PER_TOKEN, evaluation, packing
 
 
 def lost_blocks(lengths: list[int], block: int, processes: int, batch: int) -> int:
@@ -43,44 +41,12 @@ def test_what_the_user_says_stays() -> None:
 
 
 def test_what_is_held_out_is_evaluated_first_and_at_every_save() -> None:
-    assert evaluation((), {}) == {}
+    assert evaluation((), {}, "gpu") == {}
     train = {"save_steps": 50, "per_device_train_batch_size": 8}
-    assert evaluation(("a", "b"), train) == {
+    assert evaluation(("a", "b"), train, "gpu") == {
         "eval_dataset": "a,b", "do_eval": True, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 50,
         "per_device_eval_batch_size": 8,
     }  # fmt: skip
-    assert evaluation(("a",), {})["eval_steps"] == 500
-    assert evaluation(("a",), {**train, "enable_liger_kernel": True})["per_device_eval_batch_size"] == 1
-
-
-@pytest.mark.parametrize(
-    ("held_out", "first", "last", "names"),
-    [
-        (Evaluation(percent=5), "train[:95%]", "train[95%:]", ("a@but-last-5pc", "a@last-5pc")),
-        (Evaluation(documents=7), "train[:-7]", "train[-7:]", ("a@but-last-7", "a@last-7")),
-    ],
-)
-def test_documents_are_on_one_side_only(
-    tmp_path: Path, held_out: Evaluation, first: str, last: str, names: tuple[str, str]
-) -> None:
-    found = split("a", {"file_name": "a.jsonl"}, held_out)
-    assert found is not None
-    assert (found.train["split"], found.held_out["split"], found.names) == (first, last, names)
-    assert split("a", {"split": "test[:10]"}, held_out) is None
-    assert split("a", {"cloud_file_name": "s3://b/a.json"}, held_out) is None
-    assert split("a", {}, Evaluation(datasets=("b",))) is None
-
-
-def test_what_the_slices_mean(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    file = tmp_path / "a.jsonl"
-    file.write_text("".join(f'{{"text": "{number}"}}\n' for number in range(135)))
-    for held_out, count in ((Evaluation(percent=5), 7), (Evaluation(documents=3), 3)):
-        found = split("a", {}, held_out)
-        assert found is not None
-        sides = [
-            datasets.load_dataset("json", data_files=[str(file)], split=side["split"], cache_dir=str(tmp_path))["text"]
-            for side in (found.train, found.held_out)
-        ]
-        assert len(sides[1]) == count
-        assert [*sides[0], *sides[1]] == [str(number) for number in range(135)]
+    assert evaluation(("a",), {}, "gpu")["eval_steps"] == 500
+    assert evaluation(("a",), {**train, "enable_liger_kernel": True}, "gpu")["per_device_eval_batch_size"] == 1
+    assert evaluation(("a",), train, "cpu")["per_device_eval_batch_size"] == 1

@@ -70,7 +70,7 @@ def test_the_files_run_by_themselves(cpt: Cpt, workspace: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path}/files/dataset-configs/data/corpus.jsonl\n    -> {workspace}/storage/corpus.jsonl" in done.stdout
-    assert "eval_dataset: corpus@last-10pc" in done.stdout
+    assert "eval_dataset: corpus@random-10pc-seed-42" in done.stdout
 
 
 def test_data_that_is_there_stays_there(cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_held_out_documents_of_such_an_entry(storage: Path, cpt: Cpt) -> None:
     fields = {"file_name": "rel.jsonl", "columns": {"prompt": "text"}}
     (storage / "dataset_info.json").write_text(json.dumps({"rel": fields}))
     config = storage.parent / "my.yaml"
-    config.write_text(config.read_text() + "eval: {documents: 100}\n")
+    config.write_text(config.read_text() + "eval: {documents: 100, tail: true}\n")
     assert cpt("stage-data", "my.yaml").code == 0
     after = json.loads((storage / "dataset_info.json").read_text())
     assert after.pop("rel") == fields

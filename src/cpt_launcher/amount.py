@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import manifest, reading
+from cpt_launcher import corpus, heldout, manifest, reading
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError
 from cpt_launcher.plan import Plan
 from cpt_launcher.records import Report, estimated_tokens
 
 READ = 512 << 20  # bytes of data that is not staged: so much is read, as `cpt validate --data` reads all; 5 s
-_SLICE = re.compile(r"\[(-?\d+%?)?:(-?\d+%?)?\]$")
 
 
 @dataclass(frozen=True)
@@ -41,19 +39,25 @@ def of(plan: Plan, tokens: int | None = None) -> Amount:
         sums.append(None if None in found else sum(count for count in found if count is not None))
     trained, held_out = sums
     if tokens is not None:
-        share = next((_share(str(fields.get("split", ""))) for fields in _entries(plan, "eval_dataset")), 0.0)
+        share = _share(plan, trained, held_out)
         trained, held_out = (int(tokens * (1 - share)), int(tokens * share)) if share else (tokens, held_out)
     return _with_val_size(Amount(trained or None, held_out), plan.train)
 
 
 def _entries(plan: Plan, key: str) -> list[Mapping[str, object]]:
     names = [name.strip() for name in str(plan.train.get(key) or "").split(",") if name.strip()]
-    return [plan.entries.get(name, {}) for name in names]
+    known = {name: fields for one in plan.splits for name, fields in one.entries.items()} | {**plan.entries}
+    return [known.get(name, {}) for name in names]
 
 
-def _share(split: str) -> float:
-    """Of a slice in whole percents; 0 for any other."""
-    return _sliced(split, 100) / 100 if split.endswith("%:]") else 0.0
+def _share(plan: Plan, trained: int | None, held_out: int | None) -> float:
+    """How much of the corpus the run holds out; 0 where that is not known, or is another dataset."""
+    if not plan.splits:
+        return 0.0
+    if trained and held_out:
+        return held_out / (trained + held_out)
+    part = str(plan.splits[0].held_out.get("split"))
+    return _sliced(part, 100) / 100 if part.endswith("%:]") else 0.0
 
 
 def _with_val_size(amount: Amount, train: Mapping[str, object]) -> Amount:
@@ -121,16 +125,6 @@ def _read(copy: Copy) -> _Text | None:
 
 
 def _sliced(split: str, documents: int) -> int:
-    """Documents that a slice of a split leaves (https://huggingface.co/docs/datasets/loading, Slice splits)."""
-    found = _SLICE.search(split)
-    if not found:
-        return documents
-    first, last = (_bound(bound, documents) for bound in found.groups())
-    return max(0, (documents if last is None else last) - (first or 0))
-
-
-def _bound(text: str | None, documents: int) -> int | None:
-    if text is None:
-        return None
-    number = round(documents * int(text[:-1]) / 100) if text.endswith("%") else int(text)
-    return min(documents, max(0, number + documents if number < 0 else number))
+    """Documents that a split takes of so many."""
+    found = heldout.spans(split, documents)
+    return documents if found is None else sum(max(0, end - begin) for begin, end in found)

@@ -58,12 +58,13 @@ class Mlflow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is held out: the last `percent` of each dataset's documents, the last `documents` of each, or datasets of
-    their own.
+    """What is held out: `percent` of each dataset's documents, or so many `documents` of each, drawn at random or with
+    `tail` the last ones; or datasets of their own.
     """
 
     percent: int = 0
     documents: int = 0
+    tail: bool = False
     datasets: tuple[str, ...] = ()
 
 

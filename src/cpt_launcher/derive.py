@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cpt_launcher import schema
-from cpt_launcher.config import Evaluation
 
 BLOCKS_PER_BATCH = 1000  # a map batch loses less than one block: at most 0.1 %
 MOST_PROCESSES = 16
@@ -54,42 +53,11 @@ def packing(train: Mapping[str, object], documents: int, text_bytes: int) -> Pac
     return Packing(processes, batch, processes * each, blocks)
 
 
-@dataclass(frozen=True)
-class Split:
-    """One dataset as two: registry names and fields of what is trained on and of what is held out.
-
-    LLaMA-Factory's own `val_size` splits packed blocks, so that the halves of a document can be on both sides
-    (data/loader.py, `get_dataset`). Slices of the `split` are of documents (`datasets`, Slice splits).
-    """
-
-    name: str
-    train: dict[str, object]
-    held_out: dict[str, object]
-    mark: str
-
-    @property
-    def names(self) -> tuple[str, str]:
-        return f"{self.name}@but-last-{self.mark}", f"{self.name}@last-{self.mark}"
-
-
-def split(name: str, fields: Mapping[str, object], held_out: Evaluation) -> Split | None:
-    """Hold the last documents out; None where datasets of their own are, or where the entry cannot be sliced."""
-    whole = fields.get("split", "train")
-    if held_out.datasets or "cloud_file_name" in fields or not isinstance(whole, str) or "[" in whole:
-        return None
-    mark = f"{held_out.percent}%" if held_out.percent else str(held_out.documents)
-    first = f"{100 - held_out.percent}%" if held_out.percent else f"-{held_out.documents}"
-    last = first if held_out.percent else f"-{held_out.documents}"
-    return Split(
-        name,
-        {**fields, "split": f"{whole}[:{first}]"},
-        {**fields, "split": f"{whole}[{last}:]"},
-        mark.replace("%", "pc"),
-    )
-
-
-def evaluation(datasets: Sequence[str], train: Mapping[str, object]) -> dict[str, object]:
+def evaluation(datasets: Sequence[str], train: Mapping[str, object], device: str) -> dict[str, object]:
     """What has the Trainer evaluate before the first step (the base model), at every save, and at the end.
+
+    On CPU workers one block at a time, which takes no longer and is the exact mean: the last batches of several workers
+    are filled up with blocks that were there already (accelerate, `even_batches`), and the batch's mean counts.
 
     With liger one block at a time: its fused loss is for training alone, and all logits of a training's micro-batch are
     more than many cards have (5 GB for a block of 2,048 tokens and a vocabulary of 262 k).
@@ -103,7 +71,7 @@ def evaluation(datasets: Sequence[str], train: Mapping[str, object]) -> dict[str
         "eval_on_start": True,
         "eval_strategy": "steps",
         "eval_steps": train.get("save_steps", _default("save_steps")),
-        "per_device_eval_batch_size": 1 if train.get("enable_liger_kernel") else batch,
+        "per_device_eval_batch_size": 1 if train.get("enable_liger_kernel") or device == "cpu" else batch,
     }
 
 

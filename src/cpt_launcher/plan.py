@@ -20,6 +20,7 @@ from cpt_launcher import (
     child,
     dataset,
     derive,
+    heldout,
     manifest,
     places,
     schema,
@@ -52,8 +53,9 @@ class Plan:
     process to start.
 
     `block` is cutoff_len, in tokens; `tokens_per_step` counts all workers, 0 where blocks are not packed. `tokens`
-    names the tokenised corpus that belongs to the run, made or not; None until the data is staged. `folder` is where
-    the process starts, None for the launcher's own working directory: Ray has its workers import from there.
+    names the tokenised corpus that belongs to the run, made or not; None until the data is staged. `splits`: what is
+    held out of its datasets; `entries` has those that are drawn. `folder` is where the process starts, None for the
+    launcher's own working directory: Ray has its workers import from there.
     """
 
     config: Path
@@ -76,6 +78,7 @@ class Plan:
     keep: int = 0
     retries: int = 0
     packing: derive.Packing | None = None
+    splits: tuple[heldout.Split, ...] = ()
     folder: Path | None = None
 
     @property
@@ -120,13 +123,16 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     chosen = packing.arguments if packing else {}
     staged = {entry.name: entry.staged(config.storage) for entry in entries}
     theirs = {entry.name for entry in entries if entry.on_storage}
+    splits: list[heldout.Split] = []
     if config.evaluation:
-        splits = _splits(config, staged)
-        staged |= {one.names[0]: one.train for one in splits} | {one.names[1]: one.held_out for one in splits}
+        splits = _splits(config, layout, entries, staged)
+        staged |= {name: dict(fields) for one in splits if one.drawn for name, fields in one.entries.items()}
         held_out = held_out or tuple(one.names[1] for one in splits)
         trained = {one.name: one.names[0] for one in splits}
         config = replace(config, datasets=tuple(trained.get(name, name) for name in config.datasets))
-    config = replace(config, train={**chosen, **derive.evaluation(held_out, config.train), **config.train})
+    config = replace(
+        config, train={**chosen, **derive.evaluation(held_out, config.train, config.resources.device), **config.train}
+    )
     tokens = tokenized.key(layout, data, staged, config.model, config.train)
     if tokens and layout.tokenized_marker(tokens).is_file() and "tokenized_path" not in config.train:
         config = replace(config, train={**config.train, "tokenized_path": str(layout.tokenized(tokens))})
@@ -151,21 +157,44 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
         keep=config.keep,
         retries=config.retries,
         packing=packing,
+        splits=tuple(splits),
         folder=child.FOLDER,
     )
 
 
-def _splits(config: RunConfig, staged: Mapping[str, dict[str, object]]) -> list[derive.Split]:
+def _splits(
+    config: RunConfig, layout: Layout, entries: Sequence[dataset.Entry], staged: Entries
+) -> list[heldout.Split]:
     """Each training dataset as two, unless others are held out."""
-    assert config.evaluation is not None
-    if config.evaluation.datasets:
+    wanted = config.evaluation
+    assert wanted is not None
+    if wanted.datasets:
+        _refuse_trained_on(config, wanted.datasets, staged)
         return []
-    splits = {name: derive.split(name, staged[name], config.evaluation) for name in config.datasets}
+    known = {} if wanted.tail else manifest.read(layout)
+    seed = config.train.get("seed")
+    seed = seed if isinstance(seed, int) else heldout.SEED
+    splits = {}
+    for entry in (entry for entry in entries if entry.name in config.datasets):
+        one = heldout.split(entry.name, staged[entry.name], replace(wanted, tail=True), None, seed)
+        if one is not None and not wanted.tail:
+            count = heldout.documents(entry, dataset.copies(entry, config.storage), layout, known)
+            one = heldout.split(entry.name, staged[entry.name], wanted, count, seed)
+        splits[entry.name] = one
     if whole := [name for name, one in splits.items() if one is None]:
         hint = "hold another dataset out: eval: {dataset: my_test}"
         what = f"nothing can be held out of {', '.join(whole)}: it is read from a bucket, or sliced already"
         raise ConfigError(Problem(what, str(config.path), hint, "evaluation"))
     return [one for one in splits.values() if one is not None]
+
+
+def _refuse_trained_on(config: RunConfig, held_out: Sequence[str], staged: Entries) -> None:
+    """A dataset that is trained on would be called held out."""
+    trained = [staged[name] for name in config.datasets]
+    if both := [name for name in held_out if staged[name] in trained]:
+        what = f"eval.dataset: {', '.join(both)} is trained on, and says nothing about what the model has not seen"
+        hint = "hold a part of it out, eval: {share: 0.01}, or name another dataset"
+        raise ConfigError(Problem(what, str(config.path), hint, "evaluation"))
 
 
 def _packing(config: RunConfig, layout: Layout, entries: Sequence[dataset.Entry]) -> derive.Packing | None:
@@ -329,6 +358,7 @@ def describe(plan: Plan, environ: Mapping[str, str], alone: Mapping[str, str] = 
         if plan.present
         else "",
         "\n".join(["", "Registry entries:", *merged]) if merged else "",
+        "\n".join(["", "Held out:", *(f"  {one}" for one in plan.splits)]) if plan.splits else "",
         f"\nRendered as {plan.layout.train_yaml}:\n\n{plan.train_yaml.rstrip()}",
         "\n".join(["", "Environment:", *(f"  {key}={value}" for key, value in env.items())]),
         *(f"  (removed) {name}" for name in unset),

@@ -11,7 +11,7 @@ from cpt_launcher.attempt import Show
 from cpt_launcher.config import RunConfig
 from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.plan import UNSET, Plan, plan_run
-from cpt_launcher.run import stage_missing
+from cpt_launcher.run import register, stage_missing
 
 
 def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
@@ -30,6 +30,7 @@ def tokenize(config: RunConfig, environ: Mapping[str, str], show: Show) -> None:
     if plan.layout.tokenized_marker(plan.tokens).is_file():
         show.step(f"identical {target}")
         return
+    register(plan, show)
     if plan.packing:
         show.step(str(plan.packing))
     show.step(f"tokenises {', '.join(config.datasets)} for {config.model}")

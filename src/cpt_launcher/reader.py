@@ -228,8 +228,9 @@ class _Reader(Values):
         if values.get("eval") in (None, "none"):
             return None
         raw: dict[str, object] = self._take(values, "eval", dict, {})
-        self._known(raw, ("share", "documents", "dataset"), ("eval",))
-        if len(raw) != 1:
+        self._known(raw, ("share", "documents", "dataset", "tail"), ("eval",))
+        tail = self._take(raw, "tail", bool, False, "eval")
+        if len(raw.keys() - {"tail"}) != 1:
             hint = "{share: 0.01} holds one document in a hundred out; or {documents: 1000}, or {dataset: my_test}"
             self._add("eval needs one of share, documents and dataset", ("eval",), hint)
             return None
@@ -237,8 +238,11 @@ class _Reader(Values):
             count = self._take(raw, "documents", int, 1, "eval")
             if count < 1:
                 self._add(f"eval.documents cannot be {count}", ("eval", "documents"), "at least one", "out-of-range")
-            return Evaluation(documents=count)
+            return Evaluation(documents=count, tail=tail)
         if "dataset" in raw:
+            if tail:
+                hint = "leave it out: all of the dataset is held out"
+                self._add("eval.tail goes with share or documents", ("eval", "tail"), hint)
             return Evaluation(datasets=self._datasets(raw, "eval"))
         share = raw.get("share")
         percent = round(share * 100) if isinstance(share, int | float) and 0 < share <= 0.5 else 0
@@ -246,7 +250,7 @@ class _Reader(Values):
             hint = "whole hundredths up to a half: 0.01; or eval: {documents: 1000}"
             self._add(f"eval.share cannot be {share!r}", ("eval", "share"), hint, "out-of-range")
             return None
-        return Evaluation(percent=percent)
+        return Evaluation(percent=percent, tail=tail)
 
     def _train(self, values: Mapping[str, object]) -> dict[str, object]:
         train: dict[str, object] = self._take(values, "train", dict, {})

@@ -128,6 +128,7 @@ def run(
         if not mine:
             raise _running(layout, "")
         plan, resumed = planned(config, environ, layout.run)  # which tokens it has is known once the data is staged
+        register(plan, show)
         checkpoints.require_resuming_ours(plan.output, options.trust)
         plan = plan if options.retries is None else replace(plan, retries=options.retries)
         _tell(plan, resumed, show)
@@ -153,6 +154,8 @@ def _tell(plan: Plan, resumed: resumption.Resumption | None, show: Show) -> None
         show.step(f"trains on tokens that are there: {plan.train['tokenized_path']}")
     elif plan.packing:
         show.step(str(plan.packing))
+    for split in plan.splits:
+        show.step(str(split))
     for change in resumed.changes if resumed else ():
         show.step(f"warning: differs from the recorded run: {change}")
 
@@ -315,6 +318,13 @@ def stage_missing(plan: Plan, show: Show) -> None:
         options=stage.Options(refetch=False),
     )
     _require_a_block(plan, done)
+
+
+def register(plan: Plan, show: Show) -> None:
+    """The registry entries of what could be drawn only once the data was staged."""
+    for done in stage.stage((), plan.entries, plan.layout.storage, report=lambda _: None):
+        if done.outcome != "identical":
+            show.staged(done)
 
 
 def _require_a_block(plan: Plan, done: Sequence[stage.Staged]) -> None:
