@@ -80,6 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenized": {"dataset", "layout", "manifest", "schema"},
     "transfer": {"corpus", "dataset", "disk", "errors", "names", "reading", "records", "source", "texts", "urls"},
     "exporting": {"subtask"},
+    "overlap": {"dataset", "heldout", "layout", "manifest"},
     "plan": {
         "assets", "check_deepspeed", "check_secrets", "child", "config", "dataset", "derive", "errors", "heldout",
         "layout", "manifest", "places", "render", "schema", "secrets", "tokenized", "tracker", "urls", "yamlfile",
@@ -128,8 +129,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
     "evaluation": {
-        "assets", "checkpoints", "child", "dataset", "disk", "errors", "export", "exporting", "history", "plan",
-        "subtask",
+        "assets", "checkpoints", "child", "dataset", "disk", "errors", "export", "exporting", "history", "overlap",
+        "plan", "subtask", "suggest",
     },
     "run": {
         "attempt", "checkpoints", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout",
@@ -137,7 +138,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "terminal": {
         "checkpoints", "dataset", "disk", "doctor", "errors", "escapes", "evaluation", "export", "findings",
-        "history", "jsontext", "plan", "plots", "progress", "record", "records", "results", "stage", "token_count",
+        "history", "jsontext", "overlap", "plan", "plots", "progress", "record", "records", "results", "stage",
+        "token_count",
     },
     "cli_check": {"terminal", "validate"},
     "cli_models": {

@@ -168,6 +168,15 @@ def test_a_run_that_held_nothing_out(cpt: Cpt, layout: Layout) -> None:
     assert (done.code, "held nothing out" in done.err) == (2, True)
 
 
+def test_a_dataset_that_nobody_registered(cpt: Cpt, layout: Layout) -> None:
+    entries = {name: {"file_name": "c.jsonl"} for name in ("corpus", "corpus@last-5pc", "other")}
+    (layout.storage / "dataset_info.json").write_text(json.dumps(entries))
+    done = cpt("eval", layout.run_dir, "--dataset", "nope")
+    assert (done.code, "no dataset 'nope' is registered on the storage" in done.err) == (3, True)
+    assert "there are: corpus, other\n" in done.err
+    assert "did you mean 'other'?" in cpt("eval", layout.run_dir, "--dataset", "corpus,othr").err
+
+
 def test_no_database_no_page(cpt: Cpt, tmp_path: Path) -> None:
     done = cpt("ui", "--storage", tmp_path)
     assert (done.code, "there is no MLflow database" in done.err) == (2, True)
@@ -185,6 +194,7 @@ def test_what_another_user_wrote_is_loaded_only_if_asked_for(
     (layout.output / "checkpoint-30" / "model.safetensors").touch()
     write(layout, state="failed")
     os.chown(layout.run_dir / planted, 65534, 65534)
+    (layout.storage / "dataset_info.json").write_text('{"x": {"file_name": "x.jsonl"}}')
     for command in (("export", layout.run_dir, "--to", tmp_path / "out"), ("eval", layout.run_dir, "--dataset", "x")):
         done = cpt(*command)
         assert (done.code, "error: it is nobody's" in done.err) == (4, True)

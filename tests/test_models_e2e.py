@@ -125,6 +125,14 @@ def test_did_it_learn(place: Place, trained: subprocess.CompletedProcess[str]) -
     losses = [point["eval_loss"] for point in points if "eval_loss" in point]
     assert found["base_loss"] == pytest.approx(losses[0], abs=1e-4)
     assert found["loss"] == pytest.approx(losses[-1], abs=1e-4)
-    assert found["data"] == "eval_dataset: moby_dick@random-5pc-of-135-seed-42"
+    assert found["data"].startswith("eval_dataset: moby_dick@random-5pc-of-135-seed-42-")
+    assert found["trained_share"] == 0
     assert found["tokens"] % 256 == 0
     assert json.loads((place.storage / "tiny_cpu" / "cpt" / "eval.json").read_text()) == found
+
+
+def test_what_it_was_trained_on_is_not_called_held_out(place: Place, trained: subprocess.CompletedProcess[str]) -> None:
+    done = cpt(place, "eval", place.storage / "tiny_cpu", "--dataset", "moby_dick")
+    assert done.returncode == 0, done.stderr
+    assert "tokens of moby_dick, 95% of which are in the run's training data" in done.stdout
+    assert "held-out" not in done.stdout

@@ -1,4 +1,4 @@
-"""Did it learn? Loss and perplexity of the base model and of the trained one, on the same held-out tokens."""
+"""Did it learn? Loss and perplexity of the base model and of the trained one, on the same tokens."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import checkpoints, child, disk, export, subtask
+from cpt_launcher import checkpoints, child, disk, export, overlap, subtask
 from cpt_launcher.assets import REGISTRY
-from cpt_launcher.dataset import read_registry
-from cpt_launcher.errors import ConfigError, Problem
+from cpt_launcher.dataset import Entry, read_registry
+from cpt_launcher.errors import ConfigError, DataError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
 from cpt_launcher.plan import UNSET, number
+from cpt_launcher.suggest import unknown
 
 # What belongs to the training and its cluster, and would ask for GPUs, a process group or a tracker here.
 _NOT_HERE = (
@@ -28,7 +29,9 @@ _NOT_HERE = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss per token in nats, and exp of it, over `tokens` held-out tokens."""
+    """Mean loss per token in nats, and exp of it, over `tokens` tokens. `trained_share`: how much of the data, by
+    documents, the run was given to train on; None where that is not known, and held-out where it is 0.
+    """
 
     data: str
     tokens: int
@@ -37,6 +40,7 @@ class Evaluation:
     base_perplexity: float
     loss: float
     perplexity: float
+    trained_share: float | None
 
     @property
     def helped(self) -> bool:
@@ -59,6 +63,7 @@ def evaluate(
 
     Raises:
         ConfigError: the run held nothing out, or has no such checkpoint.
+        DataError: the storage's registry has no such dataset.
         NotReadyError: the checkpoint is another user's.
         TrainingError: LLaMA-Factory failed.
     """
@@ -72,6 +77,11 @@ def evaluate(
     if not held_out:
         hint = "name one with --dataset, or set eval: in the config of the next run"
         raise ConfigError(Problem(f"the run {run.layout.run} held nothing out", str(run.layout.train_yaml), hint))
+    place = Path(str(train.get("dataset_dir") or run.layout.storage), REGISTRY)
+    known = read_registry(place) if place.is_file() else {}
+    wanted = _names(held_out.get("eval_dataset"))
+    _require(wanted, known, place)
+    share = _trained_share(run, train, known, wanted)
     disk.require_no_foreign_links(run.layout.storage, run.layout.evaluation.parent)
     chosen = export.choose(run, checkpoint)
     for path in (run.layout.train_yaml, chosen.path):
@@ -94,24 +104,57 @@ def evaluate(
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
         say(f"evaluates {name}: {model}")
-        env = subtask.needed(environ, model, _entries(arguments))
+        env = subtask.needed(environ, model, _entries(arguments, known))
         found = _evaluate({**arguments, "model_name_or_path": model}, env, run.secrets, on_cpu=on_cpu)
         losses.append(found["eval_loss"])
         blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
         tokens = blocks * number(train, "cutoff_len")
     first, last = losses
     data = ", ".join(f"{name}: {value}" for name, value in held_out.items())
-    result = Evaluation(data, tokens, chosen.step, first, _perplexity(first), last, _perplexity(last))
+    result = Evaluation(data, tokens, chosen.step, first, _perplexity(first), last, _perplexity(last), share)
     disk.write_json(run.layout.evaluation, asdict(result))
     return result
 
 
-def _entries(arguments: Mapping[str, object]) -> list[Mapping[str, object]]:
+def _require(wanted: Sequence[str], known: Mapping[str, Entry], registry: Path) -> None:
+    """Every name is an entry's.
+
+    Raises:
+        DataError: the registry has no such dataset.
+    """
+    there = ", ".join(name for name in known if "@" not in name) or "none"
+    if missing := list(unknown(wanted, known)):
+        raise DataError(
+            *(
+                Problem(
+                    f"no dataset '{name}' is registered on the storage", str(registry), near or f"there are: {there}"
+                )
+                for name, near in missing
+            )
+        )
+
+
+def _trained_share(
+    run: Run, train: Mapping[str, object], known: Mapping[str, Entry], wanted: Sequence[str]
+) -> float | None:
+    """How much of it the run was trained on; LLaMA-Factory's `val_size` holds blocks out of all."""
+    if not wanted:
+        return 0.0
+    recorded = run.record.get("data")
+    hashes = {str(name): str(digest) for name, digest in recorded.items()} if isinstance(recorded, Mapping) else {}
+    fields = {name: entry.fields for name, entry in known.items()}
+    trained = _names(train.get("dataset"))
+    return overlap.trained_share(fields, run.layout, hashes, trained, wanted, train.get("max_samples"))
+
+
+def _names(text: object) -> list[str]:
+    return [name.strip() for name in str(text or "").split(",") if name.strip()]
+
+
+def _entries(arguments: Mapping[str, object], known: Mapping[str, Entry]) -> list[Mapping[str, object]]:
     """The registry's entries of what is evaluated on; all of them where that is not said by name."""
-    registry = Path(str(arguments.get("dataset_dir", "data")), REGISTRY)
-    known = read_registry(registry) if registry.is_file() else {}
-    wanted = str(arguments.get("eval_dataset") or arguments.get("dataset") or "").replace(" ", "").split(",")
-    return [entry.fields for name, entry in known.items() if name in wanted or wanted == [""]]
+    wanted = _names(arguments.get("eval_dataset") or arguments.get("dataset"))
+    return [entry.fields for name, entry in known.items() if name in wanted or not wanted]
 
 
 def _evaluate(

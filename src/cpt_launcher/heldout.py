@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,19 @@ class Split:
         return self.said
 
 
-def split(name: str, fields: Fields, wanted: Evaluation, documents: int | None, seed: int) -> Split | None:
+@dataclass(frozen=True)
+class Counted:
+    """A dataset's documents as `datasets` numbers them, and what tells its bytes from others."""
+
+    documents: int
+    digest: str = ""
+
+
+def split(name: str, fields: Fields, wanted: Evaluation, there: Counted | None, seed: int) -> Split | None:
     """Hold documents out; None where datasets of their own are, or where the entry cannot be sliced.
 
     Args:
-        documents: how many there are, as `datasets` numbers them; None while nobody counted them.
+        there: None while nobody counted the documents.
 
     Raises:
         ConfigError: all of them would be held out.
@@ -67,21 +76,22 @@ def split(name: str, fields: Fields, wanted: Evaluation, documents: int | None, 
     last = _last(name, fields, whole, wanted, f"last-{part}", f"holds out the last {size} of {name}")
     if wanted.tail:
         return last
-    if documents is None:
+    if there is None:
         said = f"holds out {size} of {name} at random (seed {seed}), drawn when the data is staged"
         return replace(last, mark=f"random-{part}-seed-{seed}", said=said, drawn=False)
-    count = max(1, round(documents * wanted.percent / 100)) if wanted.percent else wanted.documents
-    if count >= documents:
-        what = f"{count:,} documents held out leave nothing of '{name}' to train on, which has {documents:,}"
+    documents = there.documents
+    held = max(1, round(documents * wanted.percent / 100)) if wanted.percent else wanted.documents
+    if held >= documents:
+        what = f"{held:,} documents held out leave nothing of '{name}' to train on, which has {documents:,}"
         raise ConfigError(Problem(what, "eval", "hold fewer out: eval: {share: 0.01}", "evaluation"))
-    held_out = sample(documents, count, f"{seed} {name}")
-    how = "" if len(held_out) == count else f" in {min(count, MOST_STRETCHES)} stretches"
+    held_out = sample(documents, held, f"{seed} {name}")
+    how = "" if len(held_out) == held else f" in {len(held_out)} stretches"
     return Split(
         name,
         {**fields, "split": _slices(whole, _between(held_out))},
         {**_once(fields), "split": _slices(whole, held_out)},
-        f"random-{part}-of-{documents}-seed-{seed}",
-        f"holds out {count:,} of the {documents:,} documents of {name}, at random{how} (seed {seed})",
+        f"random-{part}-of-{documents}-seed-{seed}-{there.digest}",
+        f"holds out {held:,} of the {documents:,} documents of {name}, at random{how} (seed {seed})",
     )
 
 
@@ -152,8 +162,8 @@ def counted(record: Record, name: str) -> int | None:
     return record.documents + record.empty
 
 
-def documents(entry: Entry, copies: Sequence[Copy], layout: Layout, known: Mapping[str, Record]) -> int | None:
-    """How many documents an entry has, None until its data is on the storage as the manifest says.
+def count(entry: Entry, copies: Sequence[Copy], layout: Layout, known: Mapping[str, Record]) -> Counted | None:
+    """The documents of an entry, None until its data is on the storage as the manifest says.
 
     Raises:
         ConfigError: nobody counts them.
@@ -169,7 +179,8 @@ def documents(entry: Entry, copies: Sequence[Copy], layout: Layout, known: Mappi
     counts = [counted(record, name) for name, record in found.items()]
     if None in counts:
         raise _uncounted(entry)
-    return sum(count for count in counts if count is not None)
+    hashes = "".join(f"{name} {record.sha256}\n" for name, record in sorted(found.items()))
+    return Counted(sum(each for each in counts if each is not None), hashlib.sha256(hashes.encode()).hexdigest()[:6])
 
 
 def _uncounted(entry: Entry) -> ConfigError:

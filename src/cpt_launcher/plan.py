@@ -178,8 +178,8 @@ def _splits(
     for entry in (entry for entry in entries if entry.name in config.datasets):
         one = heldout.split(entry.name, staged[entry.name], replace(wanted, tail=True), None, seed)
         if one is not None and not wanted.tail:
-            count = heldout.documents(entry, dataset.copies(entry, config.storage), layout, known)
-            one = heldout.split(entry.name, staged[entry.name], wanted, count, seed)
+            there = heldout.count(entry, dataset.copies(entry, config.storage), layout, known)
+            one = heldout.split(entry.name, staged[entry.name], wanted, there, seed)
         splits[entry.name] = one
     if whole := [name for name, one in splits.items() if one is None]:
         hint = "hold another dataset out: eval: {dataset: my_test}"

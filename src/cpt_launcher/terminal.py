@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from cpt_launcher import escapes, jsontext, plots, progress, token_count
+from cpt_launcher import escapes, jsontext, overlap, plots, progress, token_count
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import CptError, InterruptedRunError
 from cpt_launcher.history import UNREADABLE
@@ -86,7 +86,9 @@ def evaluated(result: Evaluation) -> None:
     rows = (("base model", result.base_loss), (f"step {result.step}", result.loss))
     lines = [f"  {name:12} {progress.held_out(loss)}" for name, loss in rows]
     verdict = "The training helped" if result.helped else "The training did not help"
-    answer("\n".join([f"{verdict}, on {result.tokens:,} held-out tokens ({result.data}):", *lines]))
+    names = result.data.removeprefix("eval_dataset: ")
+    on = overlap.words(result.tokens, names, result.trained_share)
+    answer("\n".join([f"{verdict}, on {on}:", *lines]))
 
 
 def runs(found: Sequence[Run]) -> None:
