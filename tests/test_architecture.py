@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "token_count": {"after_import", "jsontext", "safe_open"},
     "values": {"errors", "suggest", "yamlfile"},
     "check_arguments": {"arguments", "findings", "suggest"},
+    "end_of_text": {"arguments", "assets", "findings", "jsontext"},
     "check_deepspeed": {"arguments", "errors", "findings", "schema", "suggest", "yamlfile"},
     "corpus": {"errors", "records", "texts"},
     "fetch": {"disk", "errors", "layout", "model_files"},
@@ -99,7 +100,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": {"disk", "errors", "jsontext", "layout", "plan"},
     "validate": {
         "arguments", "assets", "check_arguments", "check_data", "check_deepspeed", "check_secrets", "check_trust",
-        "config", "dataset", "errors", "findings", "plan", "reader", "schema", "strict", "yamlfile",
+        "config", "dataset", "end_of_text", "errors", "findings", "layout", "plan", "reader", "schema", "strict",
+        "yamlfile",
     },
     "watch": {"checkpoints", "disk", "errors", "explain", "plan", "progress", "secrets"},
     "cluster": {"child", "errors", "nodes", "plan"},

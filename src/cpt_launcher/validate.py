@@ -16,6 +16,7 @@ from cpt_launcher import (
     check_secrets,
     check_trust,
     dataset,
+    end_of_text,
     plan,
     reader,
     schema,
@@ -26,6 +27,7 @@ from cpt_launcher.arguments import Arguments
 from cpt_launcher.config import LAUNCHER_KEYS, OWNED, RunConfig
 from cpt_launcher.errors import ConfigError, CptError, DataError, Problem
 from cpt_launcher.findings import Finding, of, ordered
+from cpt_launcher.layout import Layout
 from cpt_launcher.yamlfile import Document
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -172,6 +174,7 @@ class _Checker:
         except CptError as error:
             self.add(*error.problems)
         self.found += check_trust.model(args, values.get("model_name_or_path"))
+        self.found += end_of_text.check(args, Path(str(values.get("model_name_or_path"))))
         at = ("ray_init_kwargs", "runtime_env", "env_vars")
         self.found += check_trust.environment(args.env_vars(), lambda key: document.where(*at, key))
         if self.options.strict:
@@ -196,6 +199,8 @@ class _Checker:
             env if isinstance(env, dict) else {}, lambda key: document.where("env", key)
         )
         if isinstance(config, RunConfig):
+            fetched = Layout(config.storage, config.name).model(config.model)
+            self.found += end_of_text.check(args, Path(config.model) if config.model.startswith("/") else fetched)
             self._around(document, config, args)
             if self.options.strict and not self.found:
                 rendered = yamlfile.parse(plan.plan_run(config, {}).train_yaml, config.path).value
