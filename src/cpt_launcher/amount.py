@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import corpus, heldout, manifest, reading
+from cpt_launcher import heldout, manifest, reading
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import DataError
 from cpt_launcher.plan import Plan
