@@ -80,6 +80,52 @@ def test_bad_input_ends_in_one_message(cpt: Cpt, workspace: Path, arguments: lis
     assert list((workspace / "storage").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "what", "then"),
+    [
+        ("run my.yaml --cutoff_len 512", "`cpt run` has no option --cutoff_len", "train.cutoff_len=512"),
+        ("run my.yaml --cutoff-len=512", "`cpt run` has no option --cutoff-len", "train.cutoff_len=512"),
+        ("plan my.yaml --storage /s", "`cpt plan` has no option --storage", "storage=/s"),
+        ("run my.yaml --seed --dry-run", "`cpt run` has no option --seed", "train.seed=..."),
+        ("run my.yaml --dryrun", "`cpt run` has no option --dryrun", "did you mean '--dry-run'?"),
+        ("stage-data my.yaml --seed 1", "`cpt stage-data` has no option --seed", "its options: --storage, "),
+        ("run", "missing argument 'config'", "cpt run [OPTIONS] CONFIG [KEY=VALUE]... (more: cpt run --help)"),
+        ("run my.yaml --retries x", "invalid value for '--retries': ", "cpt run --help"),
+        ("vali", "no such command 'vali'", "did you mean 'validate'?"),
+        ("nonsense", "no such command 'nonsense'", "the commands are run, validate, "),
+        ("configs nonsense", "no such command 'nonsense'", "the commands are list, show, copy"),
+        ("run my.yaml train.cutoff_len=abc", "cutoff_len must be int, not 'abc'", "for example cutoff_len: "),
+    ],
+)
+def test_a_usage_error_says_what_to_type(cpt: Cpt, workspace: Path, line: str, what: str, then: str) -> None:
+    done = cpt(*line.split())
+    first, where, then_line = done.err.splitlines()
+    assert (done.code, done.out, where) == (2, "", "  where: command line")
+    assert first.startswith(f"error: {what}")
+    assert then_line.startswith("  next:  ")
+    assert then in then_line
+
+
+def test_without_a_command_the_help_is_shown(cpt: Cpt) -> None:
+    for arguments in ((), ("configs",)):
+        done = cpt(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("Usage: cpt ")
+
+
+def test_a_storage_that_is_not_there_ends_alike_everywhere(cpt: Cpt, workspace: Path, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    for line in (
+        "runs --storage {0}", "status first --storage {0}", "status my.yaml --storage {0}", "logs first --storage {0}",
+        "checkpoints first --storage {0}", "export first --to out --storage {0}", "eval first --storage {0}",
+        "ui --storage {0}", "stage-data my.yaml --storage {0}", "stage-data --storage {0}",
+        "fetch-model my.yaml storage={0}", "tokenize my.yaml storage={0}",
+    ):  # fmt: skip
+        done = cpt(*line.format(absent).split())
+        assert (done.code, done.err.splitlines()[0]) == (5, "error: the storage is not there"), line
+        assert f"  where: {absent}" in done.err.splitlines()
+
+
 def test_stage_data_twice(cpt: Cpt, workspace: Path) -> None:
     first = cpt("stage-data", "my.yaml", "--json")
     storage = workspace / "storage"

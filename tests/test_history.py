@@ -104,7 +104,7 @@ def test_a_run_is_found_by_folder_config_and_name(
     unknown = cpt("status", "second")
     assert (unknown.code, "runs there: first" in unknown.err) == (2, True)
     monkeypatch.delenv("CPT_STORAGE")
-    assert (cpt("runs").code, cpt("runs", "--storage", "absent").code) == (2, 2)
+    assert (cpt("runs").code, cpt("runs", "--storage", "absent").code) == (2, 5)
 
 
 def test_logs(cpt: Cpt, workspace: Path, stand_in: Callable[[], object]) -> None:

@@ -51,9 +51,8 @@ def test_none_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_every_problem_in_one_go() -> None:
     text = "nmae: r\nstorage: ${NOT_SET}\nmodel: 3\ndataset: []\nresources: {gpus: 1, cpus: 1, acelerator: L4}\n"
     assert problems(text + "env: {HF_TOKEN: hf_x, N: 1}\nsecrets: [A B]\ntrain: {output_dir: /o}\ncutoff_len: 1\n") == [
-        ("unknown key 'nmae'", "x.yaml:1:1"),
         ("unknown key 'cutoff_len'", "x.yaml:9:1"),
-        ("'name' is missing", "x.yaml"),
+        ("unknown key 'nmae'", "x.yaml:1:1"),
         ("storage names ${NOT_SET}, which is not set", "x.yaml:2:1"),
         ("model must be text, not 3", "x.yaml:3:1"),
         ("'dataset' must name one or more registry entries", "x.yaml:4:1"),

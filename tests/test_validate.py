@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,13 +41,37 @@ CASES: list[tuple[str, str, Found]] = [
     ("x.yaml", CONFIG, []),
     ("x.yaml", CONFIG + "nmae: s\n", [("E unknown-key", 8, 1)]),
     ("x.yaml", CONFIG.replace("name: r\n", ""), [("E missing-key", 1, 1)]),
-    ("x.yaml", CONFIG.replace("{gpus: 2}", "{gpus: two}"), [("E wrong-value", 5, 1), ("E wrong-type", 5, 13)]),
+    ("x.yaml", CONFIG.replace("{gpus: 2}", "{gpus: two}"), [("E wrong-type", 5, 13)]),
+    ("x.yaml", CONFIG.replace("{gpus: 2}", "2"), [("E wrong-type", 5, 1)]),
+    ("x.yaml", CONFIG.replace("{gpus: 2}", "{}"), [("E wrong-value", 5, 1)]),
+    # a misspelt key is one mistake, and what is wrong with its value another
+    ("x.yaml", CONFIG.replace("dataset", "datset"), [("E unknown-key", 4, 1)]),
+    (
+        "x.yaml",
+        CONFIG.replace("dataset: corpus", "datset: corpse"),
+        [("E unknown-dataset", 4, 1), ("E unknown-key", 4, 1)],
+    ),
+    ("x.yaml", CONFIG.replace("gpus", "gpu"), [("E unknown-key", 5, 13)]),
+    ("x.yaml", CONFIG.replace("bf16", "bf61"), [("E unknown-argument", 7, 3)]),
+    ("x.yaml", CONFIG.replace("train:\n  bf16", "bf16"), [("E unknown-key", 6, 1)]),
+    ("x.yaml", CONFIG.replace("  bf16: true", "  seed: 1").replace("gpus: 2", "cpus: -1"), [("E wrong-value", 5, 1)]),
+    ("x.yaml", PLAIN.replace("finetuning_type", "finetuning_typ"), [("E unknown-argument", 3, 1)]),
+    ("x.yaml", RAY.replace("ray_run_name", "ray_run_nam"), [("E unknown-argument", 6, 1)]),
+    # a model's folder
+    ("x.yaml", CONFIG.replace("a/b", "/no/such/model"), [("W model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "/mnt/models"), [("W model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "/usr/model"), [("E model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "/usr"), [("E model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "./models/tiny"), [("E model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "~/no/such/model"), [("E model-folder", 3, 1)]),
+    ("x.yaml", CONFIG.replace("a/b", "/s/models/tiny"), []),
+    ("x.yaml", PLAIN + "model_name_or_path: /no/such/model\n", [("W model-folder", 6, 1)]),
     ("x.yaml", CONFIG.replace("/s", "${NOPE}/s"), [("E unset-variable", 2, 1)]),
     ("x.yaml", CONFIG + "  stage: sft\n", [("E owned-key", 8, 3)]),
     ("x.yaml", CONFIG.replace("corpus", "corpse"), [("E unknown-dataset", 4, 1)]),
     ("x.yaml", CONFIG + "deepspeed: ds_z9.json\n", [("E unknown-deepspeed", 8, 1)]),
     ("x.yaml", CONFIG + "template: nope\n", [("E launcher-template", 8, 1)]),
-    ("x.yaml", CONFIG.replace("/s", "/mnt/cluster_storage"), [("W storage-scope", 2, 1)]),
+    ("x.yaml", CONFIG.replace("/s", "/mnt/cluster_storage"), []),
     ("x.yaml", CONFIG + "env: {HF_TOKEN: x}\n", [("E secret-in-file", 8, 7)]),
     ("x.yaml", CONFIG + "  run_name: hf_abcdefghijklmnopqrstuvwxyz\n", [("E secret-in-file", 8, 3)]),
     ("x.yaml", CONFIG + "  run_name: <your name>\n", [("E placeholder", 8, 3)]),
@@ -250,14 +275,31 @@ def test_overrides_are_checked_too(folder: Path) -> None:
     assert [item.path for item in report.findings] == ["command line"]
 
 
-def test_shipped_files_have_no_error_and_the_guides_settings_two_warnings() -> None:
+def test_shipped_files_have_neither_errors_nor_warnings() -> None:
     folders = [REPOSITORY / name for name in ("configs", "deepspeed-configs", "dataset-configs")]
     report = validate.validate(folders, Options(data=True, environ={}))
-    assert report.files == 14
-    shared = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "tiny_cpu")
-    found = [(Path(item.path).name, item.rule) for item in report.findings]
-    assert [name for name, rule in found if rule == "storage-scope"] == shared
-    assert [pair for pair in found if pair[1] != "storage-scope"] == [("gemma3_4b.yaml", "template-eos")]
+    assert (report.files, report.findings) == (14, [])
+
+
+def test_an_absent_storage_is_a_remark(folder: Path) -> None:
+    (folder / "x.yaml").write_text(CONFIG)
+    (remark,) = validate.validate([folder / "x.yaml"], Options(environ={})).notes
+    assert remark.startswith("the storage /s is not on this machine")
+    assert validate.validate([folder / "x.yaml"], Options((f"storage={folder}",), environ={})).notes == []
+
+
+def test_every_bad_override_is_named_beside_the_files_own_mistakes(folder: Path) -> None:
+    (folder / "x.yaml").write_text(CONFIG.replace("name: r", "name: a/b"))
+    report = validate.validate([folder / "x.yaml"], Options(("nonsense", "name.x=1", "train.seed=1"), environ={}))
+    assert [item.place for item in report.findings] == [f"{folder}/x.yaml:1:1", "command line", "command line"]
+
+
+def test_what_shows_only_in_the_plan(folder: Path) -> None:
+    sliced = {"a": {"file_name": "corpus.jsonl", "columns": {"prompt": "text"}, "split": "train[:50%]"}}
+    (folder / "dataset-configs" / "dataset_info.json").write_text(json.dumps(sliced))
+    (folder / "x.yaml").write_text(CONFIG.replace("corpus", "a") + "eval: {share: 0.01}\n")
+    (finding,) = validate.validate([folder / "x.yaml"], Options(environ={})).findings
+    assert "nothing can be held out of a" in finding.message
 
 
 def test_an_unquoted_no_is_explained_only_where_no_is_a_choice(folder: Path) -> None:
@@ -272,7 +314,7 @@ Cpt = Callable[..., Outcome]
 
 
 def test_formats_and_exit_codes(cpt: Cpt, folder: Path) -> None:
-    (folder / "bad.yaml").write_text(CONFIG + "  cutof_len: 5\n")
+    (folder / "bad.yaml").write_text(CONFIG.replace("/s", str(folder)) + "  cutof_len: 5\n")
     (folder / "warned.yaml").write_text(CONFIG + "  packing: false\n")
     bad = cpt("validate", "bad.yaml")
     hint = "(did you mean 'cutoff_len'?)"
@@ -292,10 +334,37 @@ def test_formats_and_exit_codes(cpt: Cpt, folder: Path) -> None:
     assert cpt("validate").code == 2
 
 
-def test_run_refuses_what_validate_finds(cpt: Cpt, folder: Path) -> None:
+SEVERAL = """name: x
+storage: storage
+model: a/b
+datset: corpus
+resources: {cpus: 2}
+train:
+  cutof_len: 512
+  learning_rate: "3e-3"
+  bf16: false
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "job", "stage-data", "tokenize", "fetch-model"])
+def test_every_command_refuses_what_validate_finds(cpt: Cpt, folder: Path, command: str) -> None:
+    (folder / "several.yaml").write_text(SEVERAL)
+    checked = cpt("validate", "several.yaml", "--json")
+    findings = json.loads(checked.out)["findings"]
+    assert [(item["line"], item["rule"]) for item in findings] == [
+        (4, "unknown-key"), (7, "unknown-argument"), (8, "number-as-text")
+    ]  # fmt: skip
+    refused = cpt(command, "several.yaml")
+    assert refused.code == checked.code == 2
+    assert re.findall("^error: (.*)$", refused.err, re.MULTILINE) == [item["message"] for item in findings]
+    assert "warning" not in refused.err
+    assert refused.err.count("  next:") == 3
+
+
+def test_run_refuses_overrides_too(cpt: Cpt, folder: Path) -> None:
     refused = cpt("run", "my.yaml", "train.cutof_len=5", "train.max_steps=abc", "--dry-run")
     assert refused.code == 2
-    assert refused.err.count("error: ") == 2
+    assert refused.err.count("error: ") == refused.err.count("  next: ") == 2
     assert "where: command line\n" in refused.err
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
-from cpt_launcher.schema import Schema
+from cpt_launcher.schema import Argument, Schema
 from cpt_launcher.suggest import near, unknown
 
 # Smallest and largest value; an open end excludes itself.
@@ -40,12 +40,15 @@ RANGES: dict[str, str] = {
 }
 
 
+_HINT_RANGE = "a round bracket leaves the end itself out; without the argument, LLaMA-Factory's default holds"
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The arguments of one run, and where each stands.
 
     `given` are those that the user wrote as LLaMA-Factory's; `values` adds what the launcher derives.
-    `on_ray` says whether Ray will run it; `gpus` whether its workers have GPUs.
+    `on_ray` says whether Ray will run it; `gpus` whether its workers have GPUs, None where that is not known.
     """
 
     given: Mapping[str, object]
@@ -53,7 +56,7 @@ class Arguments:
     where: Callable[[str], str]
     schema: Schema
     on_ray: bool
-    gpus: bool
+    gpus: bool | None
 
     def get(self, name: str) -> object:
         """The value, or LLaMA-Factory's default."""
@@ -111,8 +114,26 @@ def wrong_types(args: Arguments) -> Iterator[Finding]:
         else:
             kinds = " or ".join(dict.fromkeys(argument.types))
             unquoted = value is False and "no" in argument.choices
-            hint = "YAML reads no, off and false as false: write 'no' in quotes" if unquoted else ""
+            hint = (
+                "YAML reads no, off and false as false: write 'no' in quotes" if unquoted else _example(name, argument)
+            )
             yield args.error("wrong-type", name, f"{name} must be {kinds}, not {short(value)}", hint)
+
+
+def _example(name: str, argument: Argument) -> str:
+    """A value that the argument takes: a choice, its default, or one of its type."""
+    samples: dict[str, object] = {
+        "int": 1,
+        "float": 1.0e-4,
+        "bool": True,
+        "str": "text",
+        "list": "[a, b]",
+        "dict": "{}",
+    }
+    fits = argument.default is not None and argument.accepts(argument.default)
+    value = argument.default if fits else next((samples[kind] for kind in argument.types if kind in samples), "...")
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return f"for example {name}: {argument.choices[0] if argument.choices else shown}"
 
 
 def wrong_choices(args: Arguments) -> Iterator[Finding]:
@@ -133,7 +154,7 @@ def out_of_range(args: Arguments) -> Iterator[Finding]:
         if value is None or (low < value < high):
             continue
         if math.isnan(value) or not ((value == low and span[0] == "[") or (value == high and span[-1] == "]")):
-            yield args.error("out-of-range", name, f"{name} must be in {span}, not {args.given[name]!r}")
+            yield args.error("out-of-range", name, f"{name} must be in {span}, not {args.given[name]!r}", _HINT_RANGE)
 
 
 def unexpanded_variables(args: Arguments) -> Iterator[Finding]:

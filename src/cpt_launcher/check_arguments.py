@@ -87,10 +87,10 @@ def precision(args: Arguments) -> Iterator[Finding]:
     elif args.gpus and not any(args.values.get(name) for name in ("bf16", "fp16", "pure_bf16")):
         what = "neither bf16 nor fp16: everything is computed in 32 bits"
         yield args.warning("precision", "bf16", what, "bf16: true")
-    if not args.gpus and (args.values.get("bf16") is True or args.values.get("fp16") is True):
+    if args.gpus is False and (args.values.get("bf16") is True or args.values.get("fp16") is True):
         name = "bf16" if args.values.get("bf16") is True else "fp16"
         yield args.error("precision", name, f"{name} needs a GPU in LLaMA-Factory", f"{name}: false")
-    if not args.gpus and args.values.get("use_cpu") is True:
+    if args.gpus is False and args.values.get("use_cpu") is True:
         what = "with use_cpu DeepSpeed sees one worker only"
         yield args.error("ray-resources", "use_cpu", what, "leave it out: CPU workers are found anyway")
 

@@ -23,11 +23,12 @@ from cpt_launcher import (
     launch,
     reader,
     terminal,
+    usage,
 )
 from cpt_launcher import plan as plans
 from cpt_launcher import stage as staging
 from cpt_launcher.config import PlainConfig, RunConfig
-from cpt_launcher.errors import ConfigError, CptError, Problem
+from cpt_launcher.errors import ConfigError, CptError, InterruptedRunError, Problem
 
 if TYPE_CHECKING:
     from cpt_launcher import run as runs
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="cpt",
     help="Continued pre-training with LLaMA-Factory, Ray and DeepSpeed: from one YAML to a trained model.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -55,11 +55,20 @@ Skip = Annotated[
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"cpt {__version__}")
         raise typer.Exit
+    _help_alone(context)
+
+
+def _help_alone(context: typer.Context) -> None:
+    """Without a command, the help; Typer would raise it as an error, which is written otherwise here."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ConfigError.exit_code)
 
 
 @app.command(epilog="Example: cpt run configs/gemma3_4b.yaml train.cutoff_len=2048 --dry-run")
@@ -76,8 +85,8 @@ def run(
     trust: cli_models.TrustOwner = None,
 ) -> None:
     """Stage what is missing, train, and say where everything is."""
-    loaded = reader.read(config, overrides or [])
     _check(config, overrides or [])
+    loaded = reader.read(config, overrides or [])
     if dry_run:
         _preview(loaded, fresh=fresh)
     else:
@@ -174,6 +183,7 @@ def fetch_model(
     """Download the model to the storage, once for all nodes."""
     from cpt_launcher import fetch
 
+    _check(config, overrides or [])
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML says itself where its model is", str(config), "use a config"))
@@ -186,10 +196,10 @@ def tokenize(config: Annotated[Path, typer.Argument(help="A launcher config.")],
     """Tokenise the corpus once, on CPUs, so that no GPU waits."""
     from cpt_launcher import live, pretokenize
 
+    _check(config, overrides or [])
     loaded = reader.read(config, overrides or [])
     if isinstance(loaded, PlainConfig):
         raise ConfigError(Problem("a LLaMA-Factory YAML has its own tokenized_path", str(config), "use a config"))
-    _check(config, overrides or [])
     with launch.interruptible(), live.show(raw=False) as show:
         pretokenize.tokenize(loaded, os.environ, show)
 
@@ -222,12 +232,13 @@ def demo(
         terminal.note(f"makes a Gemma 3 of 1.2 M parameters and its tokenizer in {model}")
         demos.make_model(model)
     terminal.note(" ".join(["$ cpt run", str(config), *overrides, "--fresh"]))
-    loaded = reader.read(config, overrides)
     _check(config, overrides)
+    loaded = reader.read(config, overrides)
     _train(loaded, overrides, fresh=True)
 
 
-configs_app = typer.Typer(help="The configs and other files that ship with cpt.", no_args_is_help=True)
+configs_app = typer.Typer(help="The configs and other files that ship with cpt.")
+configs_app.callback(invoke_without_command=True)(_help_alone)
 app.add_typer(configs_app, name="configs")
 
 
@@ -286,18 +297,18 @@ def _staging(config: Path | None, storage: Path | None, given: list[str]) -> tup
         target = assets.from_user(str(storage))
         return (target, *plans.plan_staging_all(registry, target))
     overrides = [*given, f"storage={storage}"] if storage else given
+    _check(config, overrides, besides=("model-folder",))  # staging takes no look at the model
     loaded = reader.read(config, overrides)
     if isinstance(loaded, PlainConfig):
         hint = "cpt stage-data --storage DIR stages every dataset"
         raise ConfigError(Problem("a LLaMA-Factory YAML names files that are staged already", str(config), hint))
-    _check(config, overrides)
     return (loaded.storage, *plans.plan_staging(loaded))
 
 
-def _check(path: Path, overrides: list[str]) -> None:
+def _check(path: Path, overrides: list[str], besides: tuple[str, ...] = ()) -> None:
     from cpt_launcher import cli_check
 
-    cli_check.refuse_mistakes(path, overrides)
+    cli_check.refuse_mistakes(path, overrides, besides)
 
 
 def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool = False, name: str | None = None) -> None:
@@ -341,8 +352,14 @@ def _refuse_impossible(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line; a user's mistake ends in a message and the contract's exit code."""
     logging.getLogger("cpt_launcher").addHandler(terminal.NOTES)
+    given = sys.argv[1:] if argv is None else argv
     try:
-        _refuse_impossible(sys.argv[1:] if argv is None else argv)
-        app(args=argv)
+        _refuse_impossible(given)
+        code = app(args=given, prog_name="cpt", standalone_mode=False)
+    except usage.Wrong as error:
+        terminal.fail(ConfigError(usage.problem(error, given)))
+    except typer.Abort:
+        terminal.fail(InterruptedRunError(Problem("interrupted")))
     except CptError as error:
         terminal.fail(error)
+    sys.exit(code if isinstance(code, int) else 0)

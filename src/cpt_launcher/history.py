@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_launcher import assets, progress, reader, record
-from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.layout import Layout
 
 UNREADABLE = "unreadable"
@@ -60,13 +60,14 @@ def find(text: str, storage: Path | None, environ: Mapping[str, str]) -> Run:
 
     Raises:
         ConfigError: there is none.
+        StorageError: there is no such storage.
     """
     path = Path(text)
     if path.is_dir() and os.path.lexists(path / "cpt" / "run.json"):
         layout = Layout(path.absolute().parent, path.absolute().name)
     elif path.suffix in (".yaml", ".yml") and path.is_file():
         config = reader.read(path, [f"storage={storage}"] if storage else [])
-        layout = Layout(config.storage, config.name)
+        layout = Layout(choose_storage(config.storage, environ), config.name)
     else:
         layout = Layout(choose_storage(storage, environ), text)
     if not os.path.lexists(layout.run_json):
@@ -80,13 +81,14 @@ def choose_storage(storage: Path | None, environ: Mapping[str, str]) -> Path:
     """The folder given, else $CPT_STORAGE.
 
     Raises:
-        ConfigError: neither is a folder.
+        ConfigError: neither is given.
+        StorageError: it is no folder.
     """
     given = storage or (Path(environ["CPT_STORAGE"]) if environ.get("CPT_STORAGE") else None)
     if given is None:
         raise ConfigError(Problem("which storage?", "command line", "--storage DIR, or export CPT_STORAGE=DIR"))
     if not given.is_dir():
-        raise ConfigError(Problem("the storage is not there", str(given), "check the path; is it mounted?"))
+        raise StorageError(Problem("the storage is not there", str(given), "check the path; is it mounted?"))
     return assets.from_user(str(given))
 
 

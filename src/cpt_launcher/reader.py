@@ -6,10 +6,10 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpt_launcher import assets, check_secrets, names, yamlfile
+from cpt_launcher import assets, check_secrets, names, schema, yamlfile
 from cpt_launcher.config import LAUNCHER_KEYS, OWNED, Evaluation, Mlflow, PlainConfig, Resources, RunConfig
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.secrets import telling
@@ -39,7 +39,28 @@ def parse(document: Document, overrides: Sequence[str], environ: Mapping[str, st
     assert isinstance(values, dict)
     if is_plain(values):
         return _plain(document, values, overrides)
-    return _Reader(document, environ).run_config(values)
+    found = look(document, values, environ)
+    if found.problems:
+        raise ConfigError(*found.problems)
+    return found.config
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A launcher config as far as it could be read: defaults stand in for what could not, and a misspelt key's value is
+    under the name that was meant, in `document` too. `resources.workers` is 0 where it is not known.
+    """
+
+    config: RunConfig
+    document: Document
+    problems: tuple[Problem, ...]
+
+
+def look(document: Document, values: dict[str, object], environ: Mapping[str, str]) -> Reading:
+    """A launcher config, and all that is wrong with it."""
+    reader = _Reader(document, environ)
+    config = reader.run_config(values)
+    return Reading(config, reader.document, (*reader.problems, *check_secrets.check(document)))
 
 
 def is_plain(values: Mapping[str, object]) -> bool:
@@ -51,21 +72,37 @@ def overridden(document: Document, overrides: Sequence[str]) -> Document:
     """The document with `key=value` overrides in it; what they replace has no place any more.
 
     Raises:
-        ConfigError: not `key=value`, or a path through something that is no mapping.
+        ConfigError: those that are not `key=value`, or go through something that is no mapping.
     """
-    value, paths = document.value, set()
+    document, problems = with_overrides(document, overrides)
+    if problems:
+        raise ConfigError(*problems)
+    return document
+
+
+def with_overrides(document: Document, overrides: Sequence[str]) -> tuple[Document, list[Problem]]:
+    """The document with those overrides in it that are possible, and what is wrong with the others."""
+    problems: list[Problem] = []
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            what = f"'{_short(override)}' is not key=value"
-            raise ConfigError(Problem(what, "command line", "for example train.cutoff_len=2048"))
-        if key.count(".") > yamlfile.MAX_DEPTH:
-            raise ConfigError(Problem(f"'{_short(key)}' is nested too deeply", "command line"))
-        parsed = yamlfile.parse(text, Path(f"command line, {key}"))
-        parts = tuple(key.split("."))
-        paths.add(parts)
-        value = _replaced(value, parts, parsed.value, key)
-    return replace(document, value=value, overridden=frozenset(paths))
+        try:
+            document = _overridden(document, override)
+        except ConfigError as error:
+            problems += error.problems
+    return document, problems
+
+
+def _overridden(document: Document, override: str) -> Document:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        what = f"'{_short(override)}' is not key=value"
+        raise ConfigError(Problem(what, "command line", "for example train.cutoff_len=2048"))
+    if key.count(".") > yamlfile.MAX_DEPTH:
+        hint = "a key has one or two parts: train.cutoff_len=2048"
+        raise ConfigError(Problem(f"'{_short(key)}' is nested too deeply", "command line", hint))
+    parsed = yamlfile.parse(text, Path(f"command line, {key}"))
+    parts = tuple(key.split("."))
+    value = _replaced(document.value, parts, parsed.value, key)
+    return replace(document, value=value, overridden=document.overridden | {parts})
 
 
 def _short(text: str) -> str:
@@ -76,7 +113,8 @@ def _replaced(tree: object, parts: tuple[str, ...], new: object, key: str) -> ob
     if not parts:
         return new
     if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(Problem(f"'{key}' goes through a value that is not a mapping", "command line"))
+        hint = f"'{parts[0]}' has no keys of its own here; train.{parts[-1]}=... is an argument of LLaMA-Factory's"
+        raise ConfigError(Problem(f"'{_short(key)}' goes through a value that is not a mapping", "command line", hint))
     return {**(tree or {}), parts[0]: _replaced((tree or {}).get(parts[0]), parts[1:], new, key)}
 
 
@@ -103,8 +141,8 @@ class _Reader(Values):
     """Takes a config out of a document."""
 
     def run_config(self, values: dict[str, object]) -> RunConfig:
-        self._known(values, LAUNCHER_KEYS, ())
-        config = RunConfig(
+        values = self._known(self._with_train(values), LAUNCHER_KEYS, ())
+        return RunConfig(
             path=self.document.path,
             name=self._name(values),
             storage=self._storage(values),
@@ -121,10 +159,21 @@ class _Reader(Values):
             evaluation=self._evaluation(values),
             train=self._train(values),
         )
-        self.problems += check_secrets.check(self.document)
-        if self.problems:
-            raise ConfigError(*self.problems)
-        return config
+
+    def _with_train(self, values: dict[str, object]) -> dict[str, object]:
+        """The values, LLaMA-Factory's arguments under `train:` though they stand beside it; each is a problem."""
+        unknown = [key for key in values if key not in LAUNCHER_KEYS]
+        train = values.get("train") or {}
+        for key in unknown and [key for key in unknown if key in schema.load().arguments]:
+            hint = (
+                "LLaMA-Factory's own arguments go under train: (train.{0})" if key not in OWNED else "set '{1}' instead"
+            )
+            self._add(f"unknown key '{key}'", (key,), hint.format(key, OWNED.get(key)), "unknown-key")
+            values = {name: value for name, value in values.items() if name != key}
+            if isinstance(train, dict) and key not in train and key not in OWNED:
+                self.document = self.document.moved((key,), ("train", key))
+                train = {**train, key: self.document.value["train"][key]}  # type: ignore[index]
+        return {**values, "train": train} if train else values
 
     def _name(self, values: Mapping[str, object]) -> str:
         name = self._required(values, "name", "the run's name, a folder under the storage: name: my_first_run")
@@ -163,29 +212,38 @@ class _Reader(Values):
     def _resources(self, values: Mapping[str, object]) -> Resources:
         at = "resources"
         raw: dict[str, object] = self._take(values, at, dict, {})
-        self._known(raw, ("gpus", "cpus", "nodes", "accelerator", "same_node", "cluster"), (at,))
-        gpus, cpus = self._take(raw, "gpus", int, 0, at), self._take(raw, "cpus", int, 0, at)
-        if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
-            asked = f"gpus: {gpus}, cpus: {cpus}"
-            hint = "resources: {gpus: 4}, or {cpus: 2} for CPU workers"
-            self._add(f"resources needs either gpus or cpus, not {asked}", (at,), hint)
+        is_mapping = raw is values.get(at) or values.get(at) is None
+        raw = self._known(raw, ("gpus", "cpus", "nodes", "accelerator", "same_node", "cluster"), (at,))
+        workers = self._workers(raw) if is_mapping else 0
         cluster = self._take(raw, "cluster", str, "auto", at)
         if cluster not in ("auto", "anyscale", "ray"):
             self._add(f"resources.cluster cannot be {cluster!r}", (at, "cluster"), "auto, anyscale or ray")
         nodes = self._take(raw, "nodes", int, 1, at)
-        if nodes < 1 or (gpus or cpus) % nodes:
-            what = f"{gpus or cpus} workers cannot be spread evenly over {nodes} nodes"
+        if nodes < 1 or workers % nodes:
+            what = f"{workers} workers cannot be spread evenly over {nodes} nodes"
             self._add(what, (at, "nodes"), "gpus and cpus count all nodes: {nodes: 2, gpus: 8}", "out-of-range")
         if nodes > 1 and raw.get("same_node") is True:
             self._add("same_node: true and several nodes", (at, "same_node"), "leave one of the two out")
         return Resources(
-            workers=gpus or cpus,
-            device="gpu" if gpus else "cpu",
+            workers=workers,
+            device="gpu" if raw.get("gpus") else "cpu",
             accelerator=self._take(raw, "accelerator", str, "", at) or None,
             same_node=nodes == 1 and self._take(raw, "same_node", bool, True, at),
             nodes=max(nodes, 1),
             cluster="anyscale" if cluster == "anyscale" else "ray" if cluster == "ray" else "auto",
         )
+
+    def _workers(self, raw: Mapping[str, object]) -> int:
+        """How many workers there are to be; 0 where that is not known."""
+        at, before = "resources", len(self.problems)
+        gpus, cpus = self._take(raw, "gpus", int, 0, at), self._take(raw, "cpus", int, 0, at)
+        if len(self.problems) > before:
+            return 0
+        if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
+            hint = "resources: {gpus: 4}, or {cpus: 2} for CPU workers"
+            self._add(f"resources needs either gpus or cpus, not gpus: {gpus}, cpus: {cpus}", (at,), hint)
+            return 0
+        return gpus or cpus
 
     def _secrets(self, values: Mapping[str, object]) -> tuple[str, ...]:
         names: list[object] = self._take(values, "secrets", list, [])
@@ -218,7 +276,7 @@ class _Reader(Values):
             self._add("tracking must be none or mlflow", ("tracking",), hint)
             return None
         raw: dict[str, object] = self._take(tracking, "mlflow", dict, {}, "tracking")
-        self._known(raw, ("uri", "experiment"), ("tracking", "mlflow"))
+        raw = self._known(raw, ("uri", "experiment"), ("tracking", "mlflow"))
         uri = self._take(raw, "uri", str, "", "tracking", "mlflow")
         experiment = self._take(raw, "experiment", str, "", "tracking", "mlflow")
         return Mlflow(uri or None, experiment or None)
@@ -228,7 +286,7 @@ class _Reader(Values):
         if values.get("eval") in (None, "none"):
             return None
         raw: dict[str, object] = self._take(values, "eval", dict, {})
-        self._known(raw, ("share", "documents", "dataset", "tail"), ("eval",))
+        raw = self._known(raw, ("share", "documents", "dataset", "tail"), ("eval",))
         tail = self._take(raw, "tail", bool, False, "eval")
         if len(raw.keys() - {"tail"}) != 1:
             hint = "{share: 0.01} holds one document in a hundred out; or {documents: 1000}, or {dataset: my_test}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cpt_launcher import (
@@ -13,6 +13,7 @@ from cpt_launcher import (
     check_arguments,
     check_data,
     check_deepspeed,
+    check_paths,
     check_secrets,
     check_trust,
     dataset,
@@ -28,6 +29,7 @@ from cpt_launcher.config import LAUNCHER_KEYS, OWNED, RunConfig
 from cpt_launcher.errors import ConfigError, CptError, DataError, Problem
 from cpt_launcher.findings import Finding, of, ordered
 from cpt_launcher.layout import Layout
+from cpt_launcher.suggest import meant
 from cpt_launcher.yamlfile import Document
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -113,12 +115,13 @@ class _Checker:
             document = yamlfile.read(path)
             if isinstance(document.value, dict) and reader.is_plain(document.value):
                 document = yamlfile.read(path, yaml11=True)
-            if isinstance(document.value, dict):
-                document = reader.overridden(document, self.options.overrides)
         except CptError as error:
             self.files += 1
             self.add(*error.problems)
             return
+        if isinstance(document.value, dict):
+            document, problems = reader.with_overrides(document, self.options.overrides)
+            self.add(*problems)
         values = document.value if isinstance(document.value, dict) else {}
         if not self._recognised(document, path, values):
             if named:
@@ -162,19 +165,21 @@ class _Checker:
         on_ray = any(key.startswith("ray_") or key == "resources_per_worker" for key in values)
         if on_ray:
             try:
-                reader.parse(document, (), self.options.environ)
+                reader.parse(_spelt(document, values), (), self.options.environ)
             except CptError as error:
                 self.add(*error.problems)
         wanted = values.get("resources_per_worker", {"GPU": 1})
         gpus = not isinstance(wanted, dict) or "GPU" in wanted
-        args = Arguments(values, values, lambda name: document.where(name), schema.load(), on_ray, gpus)
+        args = _arguments(values, {}, lambda name: document.where(name), on_ray=on_ray, gpus=gpus)
         self.found += check_arguments.check(args)
         try:
             self.found += check_data.lines_of_yaml(values)
         except CptError as error:
             self.add(*error.problems)
-        self.found += check_trust.model(args, values.get("model_name_or_path"))
-        self.found += end_of_text.check(args, Path(str(values.get("model_name_or_path"))))
+        name, on = values.get("model_name_or_path"), values.get("ray_storage_path")
+        self.found += check_trust.model(args, name)
+        self.found += end_of_text.check(args, Path(str(name)))
+        self._model(name, name, assets.from_user(str(on or "./saves")), document.where("model_name_or_path"))
         at = ("ray_init_kwargs", "runtime_env", "env_vars")
         self.found += check_trust.environment(args.env_vars(), lambda key: document.where(*at, key))
         if self.options.strict:
@@ -184,34 +189,40 @@ class _Checker:
             self._deepspeed(Path(deepspeed), args)
 
     def _launcher(self, document: Document, values: dict[str, object]) -> None:
-        config = None
-        try:
-            config = reader.parse(document, (), self.options.environ)
-        except CptError as error:
-            self.add(*error.problems)
-        train = config.train if isinstance(config, RunConfig) else values.get("train")
-        train = {key: value for key, value in train.items() if key not in OWNED} if isinstance(train, dict) else {}
-        args = _arguments(document, train, config if isinstance(config, RunConfig) else None)
+        before = len(self.found)
+        reading = reader.look(document, values, self.options.environ)
+        document, config = reading.document, reading.config
+        values = document.value if isinstance(document.value, dict) else {}
+        self.add(*reading.problems)
+        args = _of_launcher(document, config)
         self.found += check_arguments.check(args)
-        self.found += check_trust.model(args, config.model if isinstance(config, RunConfig) else values.get("model"))
-        env = values.get("env")
-        self.found += check_trust.environment(
-            env if isinstance(env, dict) else {}, lambda key: document.where("env", key)
-        )
-        if isinstance(config, RunConfig):
-            fetched = Layout(config.storage, config.name).model(config.model)
-            self.found += end_of_text.check(args, Path(config.model) if config.model.startswith("/") else fetched)
-            self._around(document, config, args)
-            if self.options.strict and not self.found:
-                rendered = yamlfile.parse(plan.plan_run(config, {}).train_yaml, config.path).value
-                self.found += strict.check(rendered if isinstance(rendered, dict) else {}, args.where)
+        self.found += check_trust.model(args, config.model)
+        self._model(config.model, values.get("model"), config.storage, document.where("model"))
+        fetched = Layout(config.storage, config.name).model(config.model)
+        self.found += end_of_text.check(args, Path(config.model) if config.model.startswith("/") else fetched)
+        self.notes += [remark for remark in [check_paths.storage(config.storage)] if remark]
+        self.found += check_trust.environment(config.env, lambda key: document.where("env", key))
+        self._around(document, config, args)
+        if not any(item.severity == "error" for item in self.found[before:]):
+            self._planned(document, config, args)
+
+    def _model(self, name: object, written: object, storage: Path, where: str) -> None:
+        if isinstance(name, str) and name.startswith("/"):
+            self.found += check_paths.model(Path(name), written, storage, where)
+
+    def _planned(self, document: Document, config: RunConfig, args: Arguments) -> None:
+        """What shows only when everything is put together."""
+        try:
+            planned = plan.plan_run(config, {})
+        except (ConfigError, DataError) as error:
+            self.add(*(_placed(problem, document, "dataset") for problem in error.problems))
+            return
+        if self.options.strict:
+            rendered = yamlfile.parse(planned.train_yaml, config.path).value
+            self.found += strict.check(rendered if isinstance(rendered, dict) else {}, args.where)
 
     def _around(self, document: Document, config: RunConfig, args: Arguments) -> None:
-        """What a config points at: its storage, its datasets, its DeepSpeed file, its template."""
-        if re.match(r"/mnt/cluster_storage(/|$)", str(config.storage)):
-            what = "/mnt/cluster_storage goes with its cluster; a job has its own and loses it"
-            hint = "for a job: /mnt/user_storage or /mnt/shared_storage"
-            self.found.append(of(Problem(what, document.where("storage"), hint, "storage-scope"), "warning"))
+        """What a config points at: its datasets, its DeepSpeed file, its template."""
         try:
             folders = assets.search_path(assets.DATASETS, config.path)
             for entry in dataset.find(config.datasets, folders, config.storage):
@@ -239,17 +250,35 @@ class _Checker:
         self.add(*check_secrets.check(found))
 
 
-def _arguments(document: Document, train: Mapping[str, object], config: RunConfig | None) -> Arguments:
+def _spelt(document: Document, values: dict[str, object]) -> Document:
+    """A training YAML with misspelt arguments under the names that were meant."""
+    for name, right in meant(values, schema.load().arguments).items():
+        document = document.moved((name,), (right,))
+    return document
+
+
+def _of_launcher(document: Document, config: RunConfig) -> Arguments:
     """A launcher config's arguments: those under `train:`, and those that its other keys stand for."""
     derived: dict[str, object] = {"stage": "pt", "do_train": True, "finetuning_type": "full", "report_to": "none"}
-    if config:
+    if config.resources.workers:
         derived["ray_num_workers"] = config.resources.workers
+    train = {key: value for key, value in config.train.items() if key not in OWNED}
 
     def where(name: str) -> str:
         return document.where("train", name) if name not in OWNED else document.where(OWNED[name])
 
-    gpus = config is None or config.resources.device == "gpu"
-    return Arguments(train, {**derived, **train}, where, schema.load(), on_ray=True, gpus=gpus)
+    gpus = config.resources.device == "gpu" if config.resources.workers else None
+    return _arguments(train, derived, where, on_ray=True, gpus=gpus)
+
+
+def _arguments(
+    given: Mapping[str, object], derived: Mapping[str, object], where: Callable[[str], str], *, on_ray: bool,
+    gpus: bool | None,
+) -> Arguments:  # fmt: skip
+    """Arguments, of which a misspelt one counts as the one that was meant: only its spelling is said to be wrong."""
+    right = meant(given, schema.load().arguments)
+    values = {**derived, **{right.get(name, name): value for name, value in given.items()}}
+    return Arguments(given, values, where, schema.load(), on_ray, gpus)
 
 
 def _placed(problem: Problem, document: Document, key: str) -> Problem:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from cpt_launcher.errors import Problem
-from cpt_launcher.suggest import unknown
+from cpt_launcher.suggest import meant, unknown
 from cpt_launcher.yamlfile import Document
 
 T = TypeVar("T")
@@ -29,12 +29,19 @@ class Values:
     def _add(self, what: str, key: tuple[str | int, ...], hint: str = "", rule: str = "wrong-value") -> None:
         self.problems.append(Problem(what, self.document.where(*key), hint, rule))
 
-    def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> None:
+    def _known(self, values: Mapping[str, object], known: Sequence[str], at: tuple[str, ...]) -> dict[str, object]:
+        """The values, a misspelt key's under the name that was meant: what is said of it then is no consequence of the
+        spelling. Every unknown key is a problem.
+        """
         for key, near in unknown(values, known):
             hint = near or f"the keys here are {', '.join(known)}"
             if not at and not near:
                 hint += f". LLaMA-Factory's own arguments go under train: (train.{key})"
             self._add(f"unknown key '{'.'.join((*at, key))}'", (*at, key), hint, "unknown-key")
+        right = meant(values, known)
+        for key, name in right.items():
+            self.document = self.document.moved((*at, key), (*at, name))
+        return {right.get(key, key): value for key, value in values.items()}
 
     def _take(self, values: Mapping[str, object], key: str, kind: type[T], default: T, *at: str) -> T:
         """The value of `key` if it is of `kind`; otherwise a problem is noted and the default stands in."""

@@ -10,7 +10,7 @@ import bisect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -74,6 +74,41 @@ class Document:
             return "command line"
         mark = next((self.keys[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.keys), None)
         return f"{self.path}:{mark.line}:{mark.column}" if mark else str(self.path)
+
+    def moved(self, old: tuple[str, ...], new: tuple[str, ...]) -> Document:
+        """The document with what stands at one key path at another one, which keeps its place in the file."""
+
+        def path(key: KeyPath) -> KeyPath:
+            return (*new, *key[len(old) :]) if key[: len(old)] == old else key
+
+        return replace(
+            self,
+            value=_put(_without(self.value, old), new, _at(self.value, old)),
+            keys={path(key): mark for key, mark in self.keys.items()},
+            values={path(key): mark for key, mark in self.values.items()},
+            overridden=frozenset(path(key) for key in self.overridden),
+        )
+
+
+def _at(tree: object, path: KeyPath) -> object:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _without(tree: object, path: KeyPath) -> object:
+    if not isinstance(tree, dict):
+        return tree
+    if len(path) == 1:
+        return {key: value for key, value in tree.items() if key != path[0]}
+    return {**tree, path[0]: _without(tree.get(path[0]), path[1:])}
+
+
+def _put(tree: object, path: KeyPath, value: object) -> object:
+    if not path:
+        return value
+    inside = tree if isinstance(tree, dict) else {}
+    return {**inside, path[0]: _put(inside.get(path[0]), path[1:], value)}
 
 
 def read(path: Path, *, yaml11: bool = False) -> Document:
