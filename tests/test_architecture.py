@@ -120,8 +120,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "plots": {"history"},
     "preflight": {
-        "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "record", "sizing",
-        "tracker",
+        "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "progress", "record",
+        "sizing", "tracker",
     },
     "attempt": {
         "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "results",
@@ -131,7 +131,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "disk", "errors", "history", "layout", "plan", "plots", "progress", "ray_worker", "record", "secrets",
         "token_count", "tracker", "urls",
     },
-    "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "record"},
+    "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "progress", "record"},
     "evaluation": {
         "assets", "checkpoints", "child", "dataset", "disk", "errors", "export", "exporting", "history", "overlap",
         "plan", "subtask", "suggest",

@@ -132,3 +132,14 @@ def test_a_hub_that_lists_files_elsewhere(workspace: Path, hub: tuple[str, list[
     assert (done.returncode, "'../../../stray.txt'" in done.stderr) == (4, True), done.stderr
     assert not list(workspace.parent.rglob("stray.txt"))
     assert not any("resolve" in asked for asked in hub[1])
+
+
+def test_a_hub_that_cannot_be_asked(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    clean_env.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    clean_env.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(NotReadyError) as caught:
+        fetch.check_access("some/model")
+    (problem,) = caught.value.problems
+    assert problem.what.startswith("the hub could not be asked for the model (")
+    assert "cpt fetch-model" in problem.hint
+    assert "start again" not in problem.hint

@@ -61,7 +61,7 @@ def test_workers_that_fit(asked: dict[str, object], gpus: list[int]) -> None:
 def test_workers_that_ray_would_wait_for(asked: dict[str, object], gpus: list[int], said: str) -> None:
     text = found(plan(**asked), *(node(gpus=count) for count in gpus))["resources"]
     assert said in text
-    assert f"there is a: CPU 8, GPU {gpus[0]}, accelerator_type:L40S 1" in text
+    assert f"the cluster has a: CPU 8, GPU {gpus[0]}, accelerator_type:L40S 1" in text
 
 
 def test_cpu_workers_ask_for_no_gpu() -> None:
@@ -73,7 +73,7 @@ def test_cpu_workers_ask_for_no_gpu() -> None:
 def test_what_others_hold_is_only_worth_a_word() -> None:
     free = {"GPU": 1.0, "CPU": 8.0}
     assert nodes.warnings(plan(), there(node(), available=free)) == [
-        "others hold the cluster: 1 of 4 GPU are free, and the run waits for the rest"
+        "the cluster is in use: 1 of 4 GPU free; the run waits until the rest is"
     ]
     assert nodes.warnings(plan(), there(node(), available={"GPU": 4.0})) == []
 
@@ -90,7 +90,7 @@ def test_what_a_node_lacks() -> None:
     ][1:]  # fmt: skip
     assert "not on b" in said["model-on-workers"]
     assert "b: not installed: deepspeed; torch is 2 there and 1 here" in said["versions"]
-    assert "on c this is another folder than here" in said["storage-on-workers"]
+    assert "the storage on c is not the one here" in said["storage-on-workers"]
     assert "num_cpus" in said["ray-init"]
     first = nodes.problems(plan(), there(node(), bad))[0][1].what
     assert first == "a worker on b cannot write to the storage: No such file or directory"

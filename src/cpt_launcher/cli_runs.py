@@ -11,7 +11,7 @@ import typer
 
 from cpt_launcher import checkpoints as saved
 from cpt_launcher import history, terminal
-from cpt_launcher.errors import ConfigError, NotReadyError, Problem
+from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
 Storage = Annotated[Path | None, typer.Option(help="The storage; else $CPT_STORAGE.")]
@@ -83,7 +83,10 @@ def doctor(storage: Storage = None, as_json: AsJson = False) -> None:
     else:
         terminal.examination(items)
     if lacking := [item for item in items if item.lacks]:
-        raise NotReadyError(*(Problem(f"{item.name}: {item.lacks}", "this machine", item.hint) for item in lacking))
+        kind = StorageError if [item.name for item in lacking] == ["storage"] else NotReadyError
+        places = ["this machine" if item.name != "storage" else item.has.partition(",")[0] for item in lacking]
+        problems = zip(lacking, places, strict=True)
+        raise kind(*(Problem(f"{item.name}: {item.lacks}", place, item.hint) for item, place in problems))
 
 
 def _text(log: Path) -> str:

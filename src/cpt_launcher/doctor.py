@@ -12,6 +12,10 @@ from pathlib import Path
 
 from cpt_launcher import cluster, disk, nodes, preflight, record
 from cpt_launcher.errors import CptError
+from cpt_launcher.progress import size
+
+
+LEAST = 1_000_000_000  # bytes on a storage: less than a checkpoint of a model with 0.1 B parameters, and data
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Item:
 
 def examine(environ: Mapping[str, str], storage: Path | None) -> tuple[Item, ...]:
     """Look at Python, the stack, GPUs, the compiler, Ray's cluster and the storage."""
-    items = [_python(), _stack(), _gpus(), _compiler(environ), _transfer()]
+    items = [_python(), _stack(), _gpus(environ), _compiler(environ), _transfer()]
     items.append(_cluster(environ))
     where = storage or (Path(environ["CPT_STORAGE"]) if environ.get("CPT_STORAGE") else None)
     return (*items, *([_storage(where)] if where else []))
@@ -49,9 +53,12 @@ def _stack() -> Item:
     return Item("stack", ", ".join(f"{name} {version}" for name, version in have.items()), lacks, preflight.INSTALL)
 
 
-def _gpus() -> Item:
-    names = record.gpu_names()
-    return Item("gpus", ", ".join(names) or f"{preflight.gpus_here() or 'none'}")
+def _gpus(environ: Mapping[str, str]) -> Item:
+    names, have, usable = record.gpu_names(), preflight.gpus_here(), preflight.gpus_visible(environ)
+    has = ", ".join(names) or f"{have or 'none'}"
+    if usable < have:
+        has += f"; {preflight.VISIBLE}={environ[preflight.VISIBLE]} leaves {usable} of {have} to runs started here"
+    return Item("gpus", has)
 
 
 def _compiler(environ: Mapping[str, str]) -> Item:
@@ -79,4 +86,6 @@ def _storage(storage: Path) -> Item:
         disk.require_storage(storage)
     except CptError as error:
         return Item("storage", str(storage), str(error), error.problems[0].hint)
-    return Item("storage", f"{storage}, {shutil.disk_usage(storage).free / 1e9:,.0f} GB free")
+    free = shutil.disk_usage(storage).free
+    lacks = f"less than {size(LEAST)} is free" if free < LEAST else ""
+    return Item("storage", f"{storage}, {size(free)} free", lacks, "free some space, or choose another storage")

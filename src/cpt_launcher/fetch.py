@@ -45,7 +45,8 @@ def check_access(model: str) -> None:
         NotReadyError: it may not, or there is no such model, or the hub cannot be reached, or what the cache has of it
             writes elsewhere.
     """
-    with _hub_errors(model):
+    hint = "check the network; where there is none, set model: to a folder (`cpt fetch-model` makes one on the storage)"
+    with _hub_errors(model, "the hub could not be asked for the model", hint):
         from huggingface_hub import HfApi, try_to_load_from_cache
 
         cached = try_to_load_from_cache(model, "config.json")
@@ -56,7 +57,8 @@ def check_access(model: str) -> None:
 
 
 def _download(model: str, folder: Path) -> str:
-    with _hub_errors(model):
+    hint = "check the network and start again: what has arrived is kept"
+    with _hub_errors(model, "the hub did not send the model", hint):
         from huggingface_hub import HfApi, constants, snapshot_download
 
         info = HfApi().model_info(model)
@@ -70,7 +72,8 @@ def _download(model: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _hub_errors(model: str) -> Iterator[None]:
+def _hub_errors(model: str, failed: str, then: str) -> Iterator[None]:
+    """The hub's errors as ours; `failed` and `then` are what a broken connection means, and what to do about it."""
     try:
         from huggingface_hub import constants, errors
     except ImportError:
@@ -88,10 +91,15 @@ def _hub_errors(model: str) -> Iterator[None]:
         hint = "check the name; if it is private, export HF_TOKEN=... of an account that sees it"
         raise NotReadyError(Problem(f"the hub knows no model {model}", page, hint)) from None
     except (errors.HFValidationError, ValueError) as error:
-        raise NotReadyError(Problem(f"not a model's name: {error}", model, "owner/name, or a folder")) from None
+        raise NotReadyError(
+            Problem(
+                f"not a model's name: {error}",
+                model,
+                "model: owner/name as on the hub, or a folder, which begins with / or .",
+            )
+        ) from None
     except OSError as error:  # the hub's HTTP errors are requests', and those are OSErrors
-        hint = "check the network and start again: what came stays"
-        raise NotReadyError(Problem(f"the hub did not send the model ({_reason(error)})", page, hint)) from None
+        raise NotReadyError(Problem(f"{failed} ({_reason(error)})", page, then)) from None
 
 
 def _reason(error: OSError) -> str:

@@ -71,7 +71,7 @@ def warnings(plan: Plan, cluster: Cluster) -> list[str]:
     if not short or _resources(plan, cluster):
         return []
     held = ", ".join(f"{cluster.available.get(name, 0):g} of {plan.workers * wanted[name]:g} {name}" for name in short)
-    return [f"others hold the cluster: {held} are free, and the run waits for the rest"]
+    return [f"the cluster is in use: {held} free; the run waits until the rest is"]
 
 
 def _resources(plan: Plan, cluster: Cluster) -> list[Problem]:
@@ -90,7 +90,7 @@ def _resources(plan: Plan, cluster: Cluster) -> list[Problem]:
     how = " on one node" if strategy == "STRICT_PACK" else " on a node each" if strategy == "STRICT_SPREAD" else ""
     why = f": no node offers {', '.join(absent)}" if absent else ""
     what = f"{plan.workers} workers of {_offer(wanted)} do not fit{how}{why}; Ray would wait for ever"
-    hint = f"there is {'; '.join(describe(cluster))}. Change resources:"
+    hint = f"the cluster has {'; '.join(describe(cluster))}. Set resources: to what it has, or add nodes"
     return [Problem(what, cluster.address, hint)]
 
 
@@ -116,14 +116,14 @@ def _storage(plan: Plan, cluster: Cluster) -> list[Problem]:
     ]
     other = [node.host for node in cluster.nodes if not (node.shared or node.storage_error or node.error)]
     if other:
-        what = f"on {', '.join(other)} this is another folder than here: what is written here is not seen there"
+        what = f"the storage on {', '.join(other)} is not the one here: a file written here does not appear there"
         found.append(Problem(what, where, hint))
     return found
 
 
 def _model(plan: Plan, cluster: Cluster) -> list[Problem]:
     lacking = [node.host for node in cluster.nodes if not node.model]
-    hint = "put it on the shared storage: cpt fetch-model does for a hub's"
+    hint = "put it on the shared storage and set model: to that folder (a model of the hub: cpt fetch-model CONFIG)"
     return [Problem(f"the model is not on {', '.join(lacking)}", plan.model, hint)] if lacking else []
 
 
@@ -131,7 +131,11 @@ def _versions(_: Plan, cluster: Cluster) -> list[Problem]:
     found = []
     for node in cluster.nodes:
         if node.error:
-            found.append(Problem(f"{node.host} could not be asked: {node.error}", cluster.address, "see `ray status`"))
+            found.append(
+                Problem(
+                    f"{node.host} could not be asked: {node.error}", cluster.address, "look at it with `ray status`"
+                )
+            )
             continue
         missing = [name for name in MUST_HAVE if name not in node.versions]
         other = [
@@ -152,7 +156,9 @@ def _transfer(plan: Plan, cluster: Cluster) -> list[Problem]:
     if plan.model.startswith("/") or not asked or not lacking:
         return []
     what = f"HF_HUB_ENABLE_HF_TRANSFER is set, and hf_transfer is not on {', '.join(lacking)}"
-    return [Problem(what, cluster.address, "install it there, or leave it out of env:")]
+    return [
+        Problem(what, cluster.address, "install it there (pip install hf_transfer), or remove the variable from env:")
+    ]
 
 
 def _ray_init(plan: Plan, cluster: Cluster) -> list[Problem]:
@@ -160,7 +166,7 @@ def _ray_init(plan: Plan, cluster: Cluster) -> list[Problem]:
     given = plan.train.get("ray_init_kwargs")
     wrong = [name for name in ("num_cpus", "num_gpus") if isinstance(given, dict) and name in given]
     what = f"ray_init_kwargs sets {', '.join(wrong)}, which an existing cluster does not take"
-    return [Problem(what, cluster.address, "leave it out of train:")] if wrong else []
+    return [Problem(what, cluster.address, "remove them from ray_init_kwargs")] if wrong else []
 
 
 _CHECKS: dict[str, Callable[[Plan, Cluster], list[Problem]]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from cpt_launcher import cluster, disk, fetch, footprint, model_files, nodes, record, sizing, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.plan import Plan
+from cpt_launcher.progress import size
 
 INSTALL = "pip install 'cpt-launcher[train]' (in a clone: pip install -c pins.txt -e '.[train]')"
 # LLaMA-Factory 0.9.3 refuses newer ones (extras/misc.py, check_dependencies; hparams/parser.py), ours the last rows.
@@ -29,6 +30,8 @@ KERNELS = (
     ("enable_liger_kernel", True, "liger_kernel", "pip install -c pins.txt -e '.[train,fast]', or leave it out"),
     ("flash_attn", "fa2", "flash_attn", "pip install flash-attn --no-build-isolation (it is compiled)"),
 )
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_OF_STORAGE = ("space", "storage-on-workers")  # checks whose findings alone are an error of the storage
 Check = Callable[[Plan, Mapping[str, str]], "list[Problem]"]
 
 
@@ -66,14 +69,18 @@ def check(plan: Plan, environ: Mapping[str, str], *, skip: Sequence[str] = ()) -
         ready, more = _on_cluster(plan, given, environ)
         found += [(name, item) for name, item in more if name not in skip]
     elif cluster.near(environ):
-        lost = f" and {', '.join(plan.secrets)} not handed over" if plan.secrets else ""
-        ready = Ready(marked=False, warnings=(f"the cluster is not asked: checkpoints are copied Ray's own way{lost}",))
+        lost = f", and its workers do not get {', '.join(plan.secrets)} from here" if plan.secrets else ""
+        why = f"the Ray cluster was not asked: every rank copies its checkpoints, as Ray does{lost}"
+        ready = Ready(marked=False, warnings=(why,))
     elif cluster.gone(given, environ):
-        ready = Ready(warnings=("the cluster that `ray start` began here is gone: the run starts Ray itself",))
+        ready = Ready(
+            warnings=("the Ray cluster that `ray start` began here no longer answers: the run starts a Ray of its own",)
+        )
     if why := cluster.not_obeyed(given):
         ready = replace(ready, warnings=(*ready.warnings, why))
     if found:
-        raise NotReadyError(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
+        kind = StorageError if all(name in _OF_STORAGE for name, _ in found) else NotReadyError
+        raise kind(*(absent.problems if absent else ()), *(_skippable(name, item) for name, item in found))
     warnings = (*ready.warnings, *sizing.warnings(plan, environ, _card(plan)))
     return replace(ready, warnings=warnings, environ=environ)
 
@@ -128,15 +135,19 @@ def _on_cluster(
     absent = nodes.has_launcher(there)
     own_hook = "worker_process_setup_hook" in plan.train_yaml
     if absent and plan.secrets:
-        what = f"workers on {', '.join(absent)} cannot take {', '.join(plan.secrets)}: cpt-launcher is not there"
+        what = (
+            f"workers on {', '.join(absent)} cannot get {', '.join(plan.secrets)}: cpt-launcher is not installed there"
+        )
         hint = "install it there, or set the secrets on the cluster and leave them out of the config"
         found.append(("cluster", Problem(what, there.address, hint)))
     if absent or own_hook:
-        why = "the YAML has a worker hook of its own" if own_hook else f"cpt-launcher is not on {', '.join(absent)}"
-        warnings.append(f"checkpoints are copied by every rank, Ray's own way: {why}")
+        own = "the YAML has a worker_process_setup_hook of its own"
+        why = own if own_hook else f"cpt-launcher is not installed on {', '.join(absent)}"
+        warnings.append(f"every rank copies its checkpoints, as Ray does: {why}")
     if plan.secrets and (address := cluster.only_found(given, environ)):
         warnings.append(
-            f"hands {', '.join(plan.secrets)} to the Ray cluster at {address}, found here: RAY_ADDRESS names none"
+            f"{', '.join(plan.secrets)} will be given to the Ray cluster at {address}, which was found here: "
+            "RAY_ADDRESS names none (RAY_ADDRESS=local: the run starts a Ray of its own)"
         )
     return Ready(there, not absent and not own_hook, tuple(warnings)), found
 
@@ -162,9 +173,13 @@ def stack_installed(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
         for key, value, module, hint in KERNELS
         if plan.train.get(key) == value and importlib.util.find_spec(module) is None
     ]
-    what = "{0} {1} is installed, and LLaMA-Factory 0.9.3 takes {2} at most"
-    late = [Problem(what.format(name, have[name], last), sys.prefix, INSTALL) for name, last in too_late(have)]
-    return kernels + late
+    return kernels + [_too_late(name, have[name], last) for name, last in too_late(have)]
+
+
+def _too_late(name: str, have: str, last: str) -> Problem:
+    own = f"cpt writes its YAML for {last}"
+    why = own if name == "llamafactory" else f"LLaMA-Factory {LATEST['llamafactory']} refuses any above {last}"
+    return Problem(f"{name} {have} is installed, and {why}", sys.prefix, f"pip install '{name}=={last}'")
 
 
 def too_late(have: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -177,8 +192,11 @@ def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
     if plan.model.startswith("/"):
         if (Path(plan.model) / "config.json").is_file():
             return model_files.check(Path(plan.model))
-        hint = "check the path; the demo's model is made by `cpt demo`"
-        return [Problem("the model is no folder with a config.json", plan.model, hint)]
+        if Path(plan.model).exists():
+            hint = "set model: to the folder that holds the model's config.json and its weights"
+            return [Problem("the model is no folder with a config.json", plan.model, hint)]
+        hint = "check model: in the config; the demo's model is made by `cpt demo`"
+        return [Problem("the model's folder is not there", plan.model, hint)]
     try:
         fetch.check_access(plan.model)
     except NotReadyError as error:
@@ -192,7 +210,9 @@ def transfer_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     if plan.model.startswith("/") or not asked or importlib.util.find_spec("hf_transfer"):
         return []
     what = "HF_HUB_ENABLE_HF_TRANSFER is set, and hf_transfer is not installed"
-    return [Problem(what, sys.prefix, "pip install hf_transfer, or leave it out of env:")]
+    return [
+        Problem(what, sys.prefix, "pip install hf_transfer, or remove the variable (env: in the config, or your shell)")
+    ]
 
 
 def cpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -200,20 +220,32 @@ def cpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     have = os.cpu_count() or 1
     if plan.device == "gpu" or cluster.near(environ) or have >= plan.workers:
         return []
-    return [Problem(f"{plan.workers} CPU workers on {have} cores", "this machine", f"resources.cpus={have}")]
+    what = f"{plan.workers} CPU workers need a core each, and this machine has {have}: Ray would wait for ever"
+    return [Problem(what, "this machine", f"set resources: to {{cpus: {have}}}, or run on a larger machine")]
 
 
 def gpus_enough(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     """Where the run starts Ray itself, the GPUs are this machine's; Ray would wait for ever for more, or others."""
     if plan.device == "cpu" or cluster.near(environ):
         return []
-    if gpus_here() < plan.workers:
-        what = f"{plan.workers} GPU workers, and this machine has {gpus_here()} NVIDIA GPUs and no Ray cluster"
-        return [Problem(what, "this machine", "set resources.gpus, or run where the GPUs are")]
+    asked_by = {**environ, **plan.env}
+    have_here, usable = gpus_here(), gpus_visible(asked_by)
+    if usable < plan.workers:
+        wanted = f"the run needs {_counted(plan.workers, 'GPU')}"
+        what = f"{wanted}, and this machine has {_counted(have_here, 'NVIDIA GPU')} and no Ray cluster"
+        hint = "run it where the GPUs are: on that machine, or with RAY_ADDRESS=HOST:PORT of a Ray cluster"
+        if usable:
+            hint += f"; or set resources: to {{gpus: {usable}}}"
+        if usable < have_here:
+            what = f"{wanted}, and {VISIBLE}={asked_by[VISIBLE]} leaves {usable} of this machine's {have_here}"
+            hint = f"unset {VISIBLE} or name more GPUs in it" + (
+                f"; or set resources: to {{gpus: {usable}}}" if usable else ""
+            )
+        return [Problem(f"{what}: Ray would wait for ever", "this machine", hint)]
     asked, have = _accelerator(plan), record.gpu_names()
     if asked and have and not any(asked.replace("-", " ").split()[0] in name.replace("-", " ") for name in have):
         what = f"the run asks for {asked}, and this machine has {have[0]}: Ray would wait for ever"
-        return [Problem(what, "this machine", "set resources.accelerator, or leave it out")]
+        return [Problem(what, "this machine", "set resources.accelerator to the card that is here, or remove it")]
     return []
 
 
@@ -223,9 +255,20 @@ def space_enough(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
     folder = next((path for path in (plan.layout.run_dir, *plan.layout.run_dir.parents) if path.is_dir()), None)
     if not need or folder is None or need.total <= (free := shutil.disk_usage(folder).free):
         return []
-    what = f"{need.count} checkpoints of {need.each / 1e9:,.1f} GB and the model need {need.total / 1e9:,.1f} GB"
-    hint = "set keep: 2, a larger train.save_steps, or free some space"
-    return [Problem(f"{what}, and {free / 1e9:,.1f} GB are free", str(plan.layout.storage), hint)]
+    what = f"{_counted(need.count, 'checkpoint')} of {size(need.each)} and the model of {size(need.model)} need"
+    what = f"{what} {size(need.total)} at once, and {size(free)} are free"
+    return [Problem(what, str(plan.layout.storage), _room_hint(plan, need, free))]
+
+
+def _room_hint(plan: Plan, need: footprint.Footprint, free: int) -> str:
+    """Space to free, and settings that would make do with what there is."""
+    hint = f"free {size(need.total - free)} there, or choose another storage"
+    fits = [keep for keep in (2, 1) if keep + 1 < need.count and (keep + 1) * need.each + need.model <= free]
+    if fits:
+        return f"{hint}, or set keep: {fits[0]} (one more is there while the next is written)"
+    if need.count > 1 and need.count == footprint.count_saves(plan.train):
+        return f"{hint}, or save less often: a larger train.save_steps"
+    return hint
 
 
 def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -234,7 +277,9 @@ def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     if plan.device == "gpu" or shutil.which(compiler, path=environ.get("PATH")):
         return []
     hint = "install one, for example: apt-get install g++"
-    return [Problem("DeepSpeed on CPU needs a C++ compiler, and there is none", "this machine", hint)]
+    hint += "; or unset CXX, which names it" if "CXX" in environ else ""
+    what = f"DeepSpeed on CPU needs a C++ compiler, and there is no '{compiler}'"
+    return [Problem(what, "this machine", hint)]
 
 
 def tracker_reachable(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
@@ -263,6 +308,22 @@ CHECKS: dict[str, Check] = {
 def gpus_here() -> int:
     """NVIDIA devices of this machine."""
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def gpus_visible(environ: Mapping[str, str]) -> int:
+    """Those of this machine's that a run may use: Ray counts the names in the variable, if there are fewer
+    (ray/_private/accelerators/nvidia_gpu.py, resource_spec.py), and CUDA takes none from a negative one on.
+    """
+    given = environ.get(VISIBLE)
+    if given is None:
+        return gpus_here()
+    names = [] if given in ("", "NoDevFiles") else given.split(",")
+    usable = next((at for at, name in enumerate(names) if name.strip().startswith("-")), len(names))
+    return min(gpus_here(), usable)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def executable(name: str, environ: Mapping[str, str]) -> str | None:
