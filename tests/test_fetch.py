@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cpt_launcher.errors import NotReadyError
+from cpt_launcher.fetch import check_access
+
 FILES = {"config.json": b'{"model_type": "gemma3_text"}', "model.safetensors": b"weights" * 1000, "old.bin": b"pickle"}
 TEMPLATES = [{"name": "default", "template": ""}, {"name": "../../../stray", "template": ""}]
 HOSTILE = {"config.json": b"{}", "tokenizer_config.json": json.dumps({"chat_template": TEMPLATES}).encode()}
@@ -138,7 +141,7 @@ def test_a_hub_that_cannot_be_asked(clean_env: pytest.MonkeyPatch, tmp_path: Pat
     clean_env.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     clean_env.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotReadyError) as caught:
-        fetch.check_access("some/model")
+        check_access("some/model")
     (problem,) = caught.value.problems
     assert problem.what.startswith("the hub could not be asked for the model (")
     assert "cpt fetch-model" in problem.hint

@@ -24,5 +24,5 @@ def refuse_mistakes(path: Path, overrides: Sequence[str], besides: Sequence[str]
     found = [item for item in report.findings if item.rule not in besides]
     for item in found:
         if item.severity == "warning":
-            terminal.note(f"warning: {item.message} ({item.path}:{item.line}, {item.rule})")
+            terminal.note(f"warning: {item.message} ({item.place}, {item.rule})")
     validate.refuse(found)

@@ -39,7 +39,7 @@ def status(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
 def logs(
     run: Run,
     storage: Storage = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes, until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Show what is added too, until the run ends.")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines; 0 is all.")] = 100,
 ) -> None:
     """A run's log, secrets replaced by their names."""

@@ -187,7 +187,7 @@ class _Reader(Values):
         text = self._expanded(values, "storage", required=True)
         if "://" in text:
             hint = "mount the bucket on every node, and name the folder"
-            self._add("the storage must be a folder that every worker can reach, not an URL", ("storage",), hint)
+            self._add("the storage must be a folder that every worker can reach, not a URL", ("storage",), hint)
         return assets.from_user(text)
 
     def _model(self, values: Mapping[str, object]) -> str:

@@ -89,7 +89,9 @@ def _walk(folder: Path, checker: _Checker) -> Iterator[Path]:
     """YAML and JSON files below a folder; links to folders are not followed."""
 
     def on_error(error: OSError) -> None:
-        checker.add(Problem(f"cannot read it: {error.strerror}", str(error.filename), "", "file-unreadable"))
+        checker.add(
+            Problem(f"cannot read it: {error.strerror}", str(error.filename), "may you list it?", "file-unreadable")
+        )
 
     for root, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED)

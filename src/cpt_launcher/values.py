@@ -16,6 +16,10 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _TYPE_NAMES = {
     str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping", list: "a list"
 }  # fmt: skip
+_EXAMPLES = {
+    str: '"text", in quotes where it looks like a number', int: "2, without quotes", float: "0.1, without quotes",
+    bool: "true, without quotes", dict: "{name: value}", list: "[first, second]",
+}  # fmt: skip
 
 
 class Values:
@@ -51,7 +55,8 @@ class Values:
         if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
         name = ".".join((*at, key))
-        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key), rule="wrong-type")
+        hint = f"for example {key}: {_EXAMPLES[kind]}"
+        self._add(f"{name} must be {_TYPE_NAMES[kind]}, not {value!r}", (*at, key), hint, "wrong-type")
         return default
 
     def _count(self, values: Mapping[str, object], key: str, hint: str) -> int:
