@@ -94,6 +94,7 @@ def test_variables_that_choose_programs(workspace: Path) -> None:
 def test_a_model_s_folder(workspace: Path) -> None:
     model = workspace / "model"
     model.mkdir()
+    (model / "config.json").write_text("{}")
     (model / "tokenizer_config.json").write_text('{"chat_template": [{"name": "../x", "template": ""}]}')
     (line,) = found(workspace, CONFIG.replace("some/model", str(model)) + "train: {bf16: true}")
     assert line.startswith(f"{workspace}/x.yaml:3:1: error[model-files]: a chat template is called '../x'")

@@ -92,7 +92,7 @@ def test_bad_input_ends_in_one_message(cpt: Cpt, workspace: Path, arguments: lis
         ("run", "missing argument 'config'", "cpt run [OPTIONS] CONFIG [KEY=VALUE]... (more: cpt run --help)"),
         ("run my.yaml --retries x", "invalid value for '--retries': ", "cpt run --help"),
         ("vali", "no such command 'vali'", "did you mean 'validate'?"),
-        ("nonsense", "no such command 'nonsense'", "the commands are run, validate, "),
+        ("nonsense", "no such command 'nonsense'", "the commands are run, "),
         ("configs nonsense", "no such command 'nonsense'", "the commands are list, show, copy"),
         ("run my.yaml train.cutoff_len=abc", "cutoff_len must be int, not 'abc'", "for example cutoff_len: "),
     ],
@@ -118,7 +118,7 @@ def test_a_storage_that_is_not_there_ends_alike_everywhere(cpt: Cpt, workspace: 
     for line in (
         "runs --storage {0}", "status first --storage {0}", "status my.yaml --storage {0}", "logs first --storage {0}",
         "checkpoints first --storage {0}", "export first --to out --storage {0}", "eval first --storage {0}",
-        "ui --storage {0}", "stage-data my.yaml --storage {0}", "stage-data --storage {0}",
+        "ui --storage {0}", "resume first --storage {0}", "stage-data my.yaml --storage {0}", "stage-data --storage {0}",
         "fetch-model my.yaml storage={0}", "tokenize my.yaml storage={0}",
     ):  # fmt: skip
         done = cpt(*line.format(absent).split())

@@ -149,7 +149,7 @@ def test_a_run_that_leaves_the_gpu_idle_is_warned_of(name: str, warned: bool, tm
 
 def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
     config = str(REPOSITORY / "configs" / "gemma3_4b.yaml")
-    more = (f"storage={tmp_path}", "--tokens", "50000", "--rate", "1.5", "train.max_samples=null")
+    more = (f"storage={tmp_path}", "--tokens", "50000", "--rate", "1.5", "train.max_samples=null", "train.packing=true")
     done = cpt("plan", config, *more, "--gpu", "L40S")
     assert done.code == 0, done.err
     sized = json.loads(cpt("plan", config, *more, "--json").out)
@@ -164,7 +164,7 @@ def test_plan_says_it_all(cpt: Callable[..., Outcome], tmp_path: Path) -> None:
         assert words in done.out
     assert row(done, "L40S")[:2] == ["L40S", "yes"]
     assert "PRICE: TIME on 4 GPUs at 1.5 a GPU hour, in that rate's currency." in done.out
-    assert "template-eos" in done.err  # what validation warns of
+    assert "packing: true makes blocks of cutoff_len - 1 tokens" in done.err  # what validation warns of
     found = json.loads(cpt("plan", config, *more, "--json").out)
     assert 0 < found["cards"][0]["mfu"] < 0.1
     assert found["steps"] == 24  # 97 blocks, 24 batches of the four workers, 12 steps, two epochs
