@@ -116,10 +116,11 @@ def test_without_a_command_the_help_is_shown(cpt: Cpt) -> None:
 def test_a_storage_that_is_not_there_ends_alike_everywhere(cpt: Cpt, workspace: Path, tmp_path: Path) -> None:
     absent = str(tmp_path / "absent")
     for line in (
-        "runs --storage {0}", "status first --storage {0}", "status my.yaml --storage {0}", "logs first --storage {0}",
-        "checkpoints first --storage {0}", "export first --to out --storage {0}", "eval first --storage {0}",
-        "ui --storage {0}", "resume first --storage {0}", "stage-data my.yaml --storage {0}", "stage-data --storage {0}",
-        "fetch-model my.yaml storage={0}", "tokenize my.yaml storage={0}",
+        "runs --storage {0}", "status first --storage {0}", "status my.yaml --storage {0}",
+        "logs first --storage {0}", "checkpoints first --storage {0}", "export first --to out --storage {0}",
+        "eval first --storage {0}", "ui --storage {0}", "resume first --storage {0}",
+        "stage-data my.yaml --storage {0}", "stage-data --storage {0}", "fetch-model my.yaml storage={0}",
+        "tokenize my.yaml storage={0}",
     ):  # fmt: skip
         done = cpt(*line.format(absent).split())
         assert (done.code, done.err.splitlines()[0]) == (5, "error: the storage is not there"), line

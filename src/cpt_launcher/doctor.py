@@ -14,7 +14,6 @@ from cpt_launcher import cluster, disk, nodes, preflight, record
 from cpt_launcher.errors import CptError
 from cpt_launcher.progress import size
 
-
 LEAST = 1_000_000_000  # bytes on a storage: less than a checkpoint of a model with 0.1 B parameters, and data
 
 
