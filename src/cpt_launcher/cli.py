@@ -49,7 +49,8 @@ Overrides = Annotated[
 ]
 
 Skip = Annotated[
-    list[str] | None, typer.Option("--skip-preflight", metavar="NAME", help="Leave a preflight check out.")
+    list[str] | None,
+    typer.Option("--skip-preflight", metavar="NAME", help="Skip a preflight check; may be given several times."),
 ]
 
 
@@ -78,7 +79,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print all that would be done, and do nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder; the old one stays.")] = False,
     retries: Annotated[
-        int | None, typer.Option(min=0, help="Try again so often after a failure that allows it.")
+        int | None, typer.Option(min=0, help="How often to restart after a failure that a restart can mend.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Show LLaMA-Factory's own output.")] = False,
     skip: Skip = None,
