@@ -351,8 +351,9 @@ def describe(plan: Plan, environ: Mapping[str, str], alone: Mapping[str, str] = 
     unset = [name for name in UNSET if name in environ]
     copies = [f"  {copy.shown}\n    -> {copy.place}" for copy in plan.copies]
     merged = [f"  {name} -> {plan.layout.registry}" for name in plan.entries]
+    workers = f"{plan.workers} {plan.device.upper()} worker{'' if plan.workers == 1 else 's'}"
     parts = [
-        f"Run {plan.layout.run} from {plan.config}: {plan.workers} {plan.device.upper()} worker{'' if plan.workers == 1 else 's'}",
+        f"Run {plan.layout.run} from {plan.config}: {workers}",
         "\n".join(["", "Files to storage:", *copies]) if copies else "",
         "\n".join(["", "On the storage already:", *(f"  {copy.target}" for copy in plan.present)])
         if plan.present
