@@ -64,9 +64,9 @@ def evaluate(
     storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
-    """Did it help? Both models on the same held-out tokens.
+    """Did it help? Both models on the same tokens.
 
-    Loss and perplexity of the base model and of the trained one.
+    Loss and perplexity of the base model and of the trained one, and how much of the data it was trained on.
     """
     from cpt_launcher import evaluation
 
@@ -113,5 +113,5 @@ def _arguments(overrides: list[str]) -> dict[str, object]:
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(epilog="Example: cpt export cpt-demo/tiny_cpu --to my-model")(export)
-    app.command("eval", epilog="Example: cpt eval cpt-demo/tiny_cpu --dataset moby_dick")(evaluate)
+    app.command("eval", epilog="Example: cpt eval cpt-demo/tiny_cpu")(evaluate)
     app.command(epilog="Example: cpt ui --storage cpt-demo")(ui)
