@@ -56,8 +56,8 @@ def packing(train: Mapping[str, object], documents: int, text_bytes: int) -> Pac
 def evaluation(datasets: Sequence[str], train: Mapping[str, object], device: str) -> dict[str, object]:
     """What has the Trainer evaluate before the first step (the base model), at every save, and at the end.
 
-    On CPU workers one block at a time, which takes no longer and is the exact mean: the last batches of several workers
-    are filled up with blocks that were there already (accelerate, `even_batches`), and the batch's mean counts.
+    On CPU workers one block at a time, which takes no longer and is the exact mean: several workers' last batches are
+    filled up with blocks that were there already (accelerate, `even_batches`), and count with the batch's mean.
 
     With liger one block at a time: its fused loss is for training alone, and all logits of a training's micro-batch are
     more than many cards have (5 GB for a block of 2,048 tokens and a vocabulary of 262 k).
