@@ -106,6 +106,9 @@ def test_a_model_of_this_machine(workspace: Path) -> None:
 def test_variables_of_this_machine_are_none_of_the_jobs(
     cpt: Cpt, workspace: Path, clean_env: pytest.MonkeyPatch, storage: str, base: str, model: str | None
 ) -> None:
+    (workspace / "m").mkdir()
+    (workspace / "m" / "config.json").write_text("{}")
+    clean_env.setenv("HOME", str(workspace))
     clean_env.setenv("BASE", base)
     clean_env.setenv("PLACE", "/mnt/user_storage")
     clean_env.setenv("HOME", str(workspace))
