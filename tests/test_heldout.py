@@ -251,3 +251,15 @@ def test_what_is_trained_on_is_not_held_out(cpt: Cpt, workspace: Path) -> None:
 def test_tail_is_of_a_part(cpt: Cpt, workspace: Path) -> None:
     done = cpt("validate", "my.yaml", "eval={dataset: corpus, tail: true}")
     assert (done.code, "eval.tail goes with share or documents" in done.out + done.err) == (2, True)
+
+
+def test_text_files_without_text_are_no_rows(cpt: Callable[..., Outcome], workspace: Path) -> None:
+    """They are left out of the records that staging makes, so that none of them can be drawn."""
+    folder = workspace / "dataset-configs" / "texts"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(f"document {number}" if number % 10 else "\n")
+    (workspace / "dataset-configs" / "dataset_info.json").write_text(json.dumps({"corpus": {"file_name": "texts"}}))
+    assert cpt("stage-data", "my.yaml").code == 0
+    planned = cpt("run", "my.yaml", "eval={share: 0.5}", "--dry-run")
+    assert "holds out 9 of the 18 documents of corpus" in planned.out + planned.err

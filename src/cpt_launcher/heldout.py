@@ -159,7 +159,7 @@ def counted(record: Record, name: str) -> int | None:
     """
     if record.documents is None or name.endswith(".txt") or (record.skipped and not name.endswith(".jsonl")):
         return None
-    return record.documents + record.empty
+    return record.documents + record.empty if record.rows is None else record.rows
 
 
 def count(entry: Entry, copies: Sequence[Copy], layout: Layout, known: Mapping[str, Record]) -> Counted | None:

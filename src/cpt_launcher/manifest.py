@@ -16,7 +16,8 @@ from cpt_launcher.layout import Layout
 @dataclass(frozen=True)
 class Record:
     """One staged file. `bytes`, `mtime_ns` and `sha256` are the target's; `stamp` is the source's version, `column` the
-    one that was checked; `tokens` is known only where a tokenizer counted them, `target_stamp` only for objects.
+    one that was checked; `tokens` is known only where a tokenizer counted them, `target_stamp` only for objects. `rows`
+    is how many records the target has: `documents` and, but where text files without text were left out, `empty`.
     """
 
     source: str
@@ -32,6 +33,7 @@ class Record:
     target_stamp: str | None = None
     column: str | None = None
     empty: int = 0
+    rows: int | None = None
 
     def matches(self, target: Path) -> bool:
         """Whether the target is, by size and time, the file that was recorded."""
@@ -62,7 +64,7 @@ def read(layout: Layout) -> dict[str, Record]:
 def _record(value: Any) -> Record:
     record = Record(**value)
     texts, counts = (record.source, record.sha256, record.staged), (record.bytes, record.mtime_ns, record.skipped)
-    maybe = (record.documents, record.text_bytes, record.tokens)
+    maybe = (record.documents, record.text_bytes, record.tokens, record.rows)
     if not all(isinstance(text, str) for text in texts) or not all(
         jsontext.is_count(count) for count in (*counts, record.empty, *(count for count in maybe if count is not None))
     ):

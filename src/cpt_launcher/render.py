@@ -80,7 +80,7 @@ def _fill(name: str, values: Mapping[str, object]) -> str:
     except (OSError, ValueError):  # a null byte in the name
         hint = "template: cpt, or the path of a .j2 file of yours"
         raise ConfigError(Problem(f"there is no template '{name}'", str(path), hint, "launcher-template")) from None
-    environment = Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = Sandbox()
     environment.globals["entry"] = lambda key, value: yamlfile.dump({key: value})
     try:
         text = environment.fill(source, values)

@@ -335,6 +335,7 @@ def _record(copy: Copy, version: sources.Version, done: transfer.Done, size: int
         tokens=report.counted if report and report.count else None,
         column=copy.column,
         empty=report.empty_count if report else 0,
+        rows=report.documents + (0 if copy.text else report.empty_count) if report else None,
     )
 
 
