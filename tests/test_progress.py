@@ -48,9 +48,101 @@ def test_rates_and_time_left() -> None:
     assert progress.describe(second) == said
 
 
-def test_a_resumed_training_has_no_rate_until_its_second_row() -> None:
+WORKER = "\x1b[36m(RayTrainWorker pid=24806)\x1b[0m "
+TRAINING = [
+    f"{WORKER}[INFO|trainer.py:2409] >> ***** Running training *****",
+    f"{WORKER}>>   Total optimization steps = 40",
+]
+EVALUATION = f"{WORKER}***** Running Evaluation *****"
+EVALUATED = f"{WORKER}{{'eval_loss': 7.73, 'eval_runtime': 156.2, 'epoch': 0}}"
+ARGUMENTS = {"eval_dataset": "held", "do_eval": True, "eval_strategy": "steps", "eval_steps": 20, "save_steps": 20}
+
+
+def bar(done: int, total: int, took: str = "00:00", left: str = "?") -> str:
+    """Of the training, as a worker's output has it once carriage returns end lines."""
+    return f" {100 * done // total:2}%|\u2588\u2588        | {done}/{total} [{took}<{left},  2.39s/it]"
+
+
+def below(done: int, total: int, took: str = "00:00", left: str = "?") -> str:
+    """Of an evaluation while there is one of the training."""
+    return f"{bar(done, total, took, left)}\x1b[A"
+
+
+def feed(state: Progress, lines: list[tuple[float, str]]) -> list[progress.Event]:
+    """What a run's output says, line by line."""
+    return [event for now, line in lines if (event := state.line(line, now))]
+
+
+def test_the_base_model_is_evaluated_first() -> None:
+    state = Progress(2, 1024, ARGUMENTS)
+    events = feed(state, [(100.0, line) for line in TRAINING])
+    events += feed(state, [(100.1, bar(0, 40)), (100.2, EVALUATION), (104.0, ""), (104.0, below(1, 41))])
+    assert (state.total, state.bar and state.bar.left) == (40, None)
+    events += feed(state, [(108.0, below(2, 41, "00:04", "02:36")), (172.0, below(19, 41, "01:12", "01:23"))])
+    events += feed(state, [(173.0, below(20, 41, "01:13", "01:22"))])
+    assert [progress.describe(event) for event in events] == [
+        "training", "evaluating the base model", "evaluating the base model 19/41, 0:01:23 left",
+    ]  # fmt: skip
+    assert (state.phase, state.step) == ("evaluating the base model", 0)
+    assert state.bar is not None
+    assert (state.bar.done, state.bar.total, state.bar.left_at(175.0)) == (20, 41, 80.0)
+    assert feed(state, [(250.2, bar(0, 40)), (250.2, below(41, 41, "02:30", "00:00")), (250.2, EVALUATED)]) == []
+    assert (state.phase, state.bar) == ("training", None)
+    assert feed(state, [(264.2 + 14 * at, bar(1 + at, 40, "02:44", "04:00")) for at in range(5)]) == []
+    event = state.row(row(5), 320.4)
+    assert event is not None
+    assert (event["seconds_per_step"], event["tokens_per_second"]) == (14.0, 73.1)
+    assert event["seconds_left"] == pytest.approx(35 * 14 + 2 * 150, abs=1)
+
+
+def test_how_often_an_evaluation_is_told_of() -> None:
+    state = Progress(2, 1024, ARGUMENTS)
+    feed(state, [(0.0, TRAINING[0]), (0.0, EVALUATION)])
+    minutes = [(float(at), below(at, 3600, f"{at // 60:02}:{at % 60:02}", "30:00")) for at in range(1, 3600)]
+    assert 15 <= len(feed(state, minutes)) <= 25
+
+
+def test_an_evaluation_lasts_until_its_loss_is_there() -> None:
+    """The row of the step before it is read when it has begun."""
+    state = Progress(2, 1024, ARGUMENTS)
+    feed(state, [(0.0, line) for line in TRAINING] + [(2.0 * at, bar(at, 40)) for at in range(1, 21)])
+    assert [event["phase"] for event in feed(state, [(40.0, EVALUATION), (41.0, below(1, 10))])] == ["evaluating"]
+    assert state.row(row(20), 41.2) is not None
+    assert state.phase == "evaluating"
+    assert state.row('{"current_steps": 20, "total_steps": 40, "eval_loss": 6.4}', 60.0) is not None
+    assert state.phase == "training"
+    assert state.forecast.evaluation == 20.0
+
+
+def test_the_last_evaluation_is_after_the_training() -> None:
+    state = Progress(2, 1024, ARGUMENTS)
+    feed(state, [(0.0, line) for line in TRAINING] + [(2.0 * at, bar(at, 40)) for at in range(1, 41)])
+    feed(state, [(80.0, "***** train metrics *****"), (81.0, EVALUATION), (85.0, bar(2, 40, "00:04", "00:36"))])
+    assert (state.phase, state.step, state.bar and state.bar.done) == ("evaluating", 40, 2)
+    feed(state, [(90.0, "***** eval metrics *****")])
+    assert (state.phase, state.bar) == ("finishing", None)
+
+
+def test_a_bar_of_something_else_is_no_step() -> None:
+    state = Progress(2, 1024)
+    shards = "Loading checkpoint shards:  50%|\u2588\u2588   | 20/40 [00:01<00:01,  1.00it/s]"
+    feed(state, [(0.0, line) for line in TRAINING])
+    feed(state, [(1.0, shards), (1.0, bar(3, 7)), (1.0, below(3, 40))])
+    assert (state.step, state.bar) == (0, None)
+
+
+def test_a_resumed_training_counts_its_own_steps() -> None:
     state = Progress(1, 100)
-    state.line("***** Running training *****", 0.0)
+    resumed = f"{WORKER}[INFO|trainer.py:2442] >>   Continuing training from global step 20"
+    feed(state, [(0.0, line) for line in TRAINING] + [(1.0, resumed)])
+    event = state.row(row(22), 11.0)
+    assert event is not None
+    assert (event["seconds_per_step"], event["tokens_per_second"], event["seconds_left"]) == (5.0, 20.0, 90.0)
+    assert [event["phase"] for event in feed(state, [(12.0, EVALUATION)])] == ["evaluating"]  # not the base model
+
+
+def test_a_training_that_says_nothing_has_no_rate_until_its_second_row() -> None:
+    state = Progress(1, 100)
     assert "seconds_per_step" not in (state.row(row(1000, 2000), 10.0) or {})
     assert (state.row(row(1010, 2000), 20.0) or {})["seconds_per_step"] == 1.0
 

@@ -40,7 +40,7 @@ def test_checkpoints_are_looked_at_once(tmp_path: Path, looked: list[str]) -> No
     layout, events = Layout(tmp_path, "first"), list[Event]()
     for step in range(1, MANY + 1):
         save(layout.output, step)
-    plan: Any = SimpleNamespace(layout=layout, output=layout.output, workers=2, tokens_per_step=0)
+    plan: Any = SimpleNamespace(layout=layout, output=layout.output, workers=2, tokens_per_step=0, train={})
     watch = Watch(plan, {}, lambda _: None, lambda event, _: events.append(event))
     with watch.files():
         looked.clear()

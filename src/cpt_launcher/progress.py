@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cpt_launcher import jsontext
+from cpt_launcher.forecast import Forecast
 
 Event = dict[str, object]
+STARTING, TRAINING, FINISHING, STOPPING = "starting Ray", "training", "finishing", "stopping the workers"
+EVALUATING, SAVING = "evaluating", "saving"
+BASE = "evaluating the base model"
 # A phase begins with the first line that matches; lines that match none leave it as it is.
 PHASES = tuple(
     (re.compile(pattern), phase)
@@ -27,33 +30,81 @@ PHASES = tuple(
         (r"Started distributed worker processes|Setting up process group", "loading the stack in the workers"),
         (r"Loading dataset|Running tokenizer on dataset|Loaded tokenized dataset", "tokenising"),
         (r"loading weights file|Loading checkpoint shards|Instantiating \S+ model", "loading the model"),
-        (r"\*{5} Running training \*{5}", "training"),
-        (r"\*{5} Running Evaluation \*{5}", "evaluating"),
-        (r"Saving model checkpoint to|Saving the model checkpoint", "saving"),
-        (r"\*{5} train metrics \*{5}", "finishing"),
+        (r"\*{5} Running training \*{5}", TRAINING),
+        (r"\*{5} Running Evaluation \*{5}", EVALUATING),
+        (r"Saving model checkpoint to|Saving the model checkpoint", SAVING),
+        (r"\*{5} train metrics \*{5}", FINISHING),
     )
 )
-ORDER = ("starting Ray", *(phase for _, phase in PHASES[:5]))
-STOPPING = "stopping the workers"
-WINDOW = 20
+ORDER = (STARTING, *(phase for _, phase in PHASES[:5]))
+# Of transformers' Trainer (trainer.py, trainer_callback.py).
+_TOTAL = re.compile(r"Total optimization steps = ([\d,]+)")
+_RESUMED = re.compile(r"Continuing training from global step (\d+)")
+_SAVED = re.compile(r"Saving model checkpoint to \S*checkpoint-(\d+)")
+_EVALUATED = re.compile(r"'eval_(\w+_)?loss': |\*{5} eval metrics \*{5}")
+# A bar of tqdm without a description; one below another is followed by the way back up.
+_BAR = re.compile(r"\s*\d+%\|[^|]*\| (?P<done>\d+)/(?P<total>\d+) \[(?P<took>[\d:]+)<(?P<left>[\d:]+|\?)")
+_BELOW = "\x1b[A"
+SAID_SECONDS, SAID_SHARE = 15.0, 0.05  # an evaluation is told of no more often: at most some twenty times
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How far an evaluation is, in batches, as seen at `at`; `took` and `left` are seconds, None where not known."""
+
+    done: int
+    total: int
+    took: float
+    left: float | None
+    at: float
+
+    def left_at(self, now: float) -> float | None:
+        return None if self.left is None else max(self.left - (now - self.at), 0.0)
+
+
+def read_bar(line: str, now: float) -> Bar | None:
+    """The bar that is a line of output, where it is one."""
+    found = _BAR.match(line)
+    if found is None or int(found["total"]) < 1:
+        return None
+    left = None if found["left"] == "?" else _seconds(found["left"])
+    return Bar(int(found["done"]), int(found["total"]), _seconds(found["took"]), left, now)
+
+
+def _seconds(clock: str) -> float:
+    """Of `1:02:03` or `02:03`."""
+    seconds = 0
+    for part in clock.split(":"):
+        seconds = seconds * 60 + int(part or 0)
+    return float(seconds)
 
 
 @dataclass
 class Progress:
-    """Follows one attempt. `tokens_per_step` counts all workers, 0 where it is not known."""
+    """Follows one attempt. `tokens_per_step` counts all workers, 0 where it is not known; `train` are LLaMA-Factory's
+    arguments. `bar` is there during an evaluation.
+    """
 
     workers: int
     tokens_per_step: int
-    phase: str = "starting Ray"
+    train: Mapping[str, object] = field(default_factory=dict)
+    phase: str = STARTING
     step: int = 0
     total: int = 0
-    _seen: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _began: float | None = None
+    bar: Bar | None = None
+    forecast: Forecast = field(default_factory=Forecast)
+    _began: bool = False
+    _resumed: bool = False
+    _after: str = TRAINING  # the phase after an evaluation
+    _said: float = 0.0
 
     def line(self, line: str, now: float) -> Event | None:
-        """The phase that a line of output begins, if it begins one."""
+        """The phase that a line of output begins, or how far an evaluation is, if it says so."""
         if self.phase == STOPPING:
             return None
+        if bar := read_bar(line, now):
+            return self._on_bar(bar, below=_BELOW in line)
+        self._note(line, now)
         phase = next((phase for pattern, phase in PHASES if pattern.search(line)), None)
         if phase is None or phase == self.phase:
             return None
@@ -61,10 +112,57 @@ class Progress:
             return None  # a straggling worker
         if phase in ORDER[:-1] and self.phase not in ORDER:
             return None
-        if phase == "training" and self._began is None:
-            self._began = now
+        return self._begin(phase, now)
+
+    def _note(self, line: str, now: float) -> None:
+        """Facts in a line that are no phase."""
+        if found := _TOTAL.search(line):
+            self.total = int(found[1].replace(",", ""))
+        elif found := _RESUMED.search(line):
+            self.step, self._resumed = int(found[1]), True
+            self.forecast.start(self.step, now)
+        elif found := _SAVED.search(line):
+            self.forecast.pause("save", int(found[1]), now)
+        elif _EVALUATED.search(line):
+            self._evaluated(now)
+
+    def _begin(self, phase: str, now: float) -> Event:
+        if phase == TRAINING and not self._began:
+            self._began = True
+            self.forecast.start(self.step, now)
+        elif phase == EVALUATING:
+            self._after = self.phase if self.phase == FINISHING else TRAINING
+            self.bar, self._said = None, now
+            self.forecast.pause("evaluation", self.step, now)
+            phase = BASE if self.step == 0 and not self._resumed else EVALUATING
         self.phase = phase
         return {"event": "phase", "time": now, "phase": phase}
+
+    def _on_bar(self, bar: Bar, *, below: bool) -> Event | None:
+        if self.phase in (EVALUATING, BASE) and (below or self._after == FINISHING):
+            self.bar = bar
+            whole = bar.took + (bar.left or 0)
+            self.forecast.expected = whole
+            if bar.left is None or bar.done == bar.total or bar.at - self._said < max(SAID_SECONDS, SAID_SHARE * whole):
+                return None
+            self._said = bar.at
+            event: Event = {"event": "phase", "time": bar.at, "phase": self.phase}
+            return {**event, "done": bar.done, "of": bar.total, "seconds_left": bar.left}
+        if self._began and not below and bar.total == self.total and bar.done > self.step:
+            self.step = bar.done
+            self.forecast.mark(bar.done, bar.at, at_once=True)
+            self.phase = TRAINING if self.phase in (EVALUATING, BASE, SAVING) else self.phase
+        return None
+
+    def _evaluated(self, now: float) -> None:
+        self.forecast.resume(now)
+        self.bar = None
+        if self.phase in (EVALUATING, BASE):
+            self.phase = self._after
+
+    def left(self, now: float) -> float | None:
+        """Seconds until the last step is made, evaluated and saved, as far as can be told."""
+        return self.forecast.left(self.total, self.train, now)
 
     def row(self, text: str, now: float) -> Event | None:
         """The step or evaluation in a line of trainer_log.jsonl; None for other rows and for what is no row."""
@@ -72,34 +170,33 @@ class Progress:
         step, total, loss = row.get("current_steps"), row.get("total_steps"), row.get("loss")
         if not isinstance(step, int) or not jsontext.is_count(step):
             return None
-        self.step = step  # also of the last row, which has no loss
+        self.step = max(step, self.step)  # also of the last row, which has no loss
         if jsontext.is_number(row.get("eval_loss")):
+            self._evaluated(now)
             return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
         if not jsontext.is_number(loss):
             return None
         self.total = total if isinstance(total, int) and jsontext.is_count(total) else self.total
-        per_step = self._seconds_per_step(step, now)
-        self._seen.append((step, now))
+        self.forecast.mark(step, now, at_once=False)
         event: Event = {"event": "step", "time": now, "step": step, "total": self.total, "loss": loss}
         event |= {
             name: row[key] for key, name in (("lr", "lr"), ("epoch", "epoch")) if jsontext.is_number(row.get(key))
         }
-        if per_step:
-            event["seconds_per_step"] = round(per_step, 4)
-            event["seconds_left"] = round(per_step * max(self.total - step, 0), 1)
-            if self.tokens_per_step:
-                event["tokens_per_second"] = round(self.tokens_per_step / per_step, 1)
-                event["tokens_per_second_per_worker"] = round(self.tokens_per_step / per_step / self.workers, 1)
-        training = self.phase in ("saving", "evaluating", *ORDER[:-1])
-        self.phase = "training" if training else self.phase
-        return event
+        if self.phase in (SAVING, *ORDER[:-1]):
+            self.phase = TRAINING
+        return event | self._rates(now)
 
-    def _seconds_per_step(self, step: int, now: float) -> float | None:
-        """Over the last rows; for the first one, since the training began, unless it resumes from a checkpoint."""
-        if self._seen:
-            first, then = self._seen[0]
-            return (now - then) / (step - first) if step > first and now > then else None
-        return (now - self._began) / step if self._began is not None and now > self._began and step < 50 else None
+    def _rates(self, now: float) -> Event:
+        each, left = self.forecast.seconds_per_step(), self.left(now)
+        if not each:
+            return {}
+        rates: Event = {"seconds_per_step": round(each, 4)}
+        if left is not None:
+            rates["seconds_left"] = round(left, 1)
+        if self.tokens_per_step:
+            rates["tokens_per_second"] = round(self.tokens_per_step / each, 1)
+            rates["tokens_per_second_per_worker"] = round(self.tokens_per_step / each / self.workers, 1)
+        return rates
 
 
 def parse(text: str) -> Mapping[str, object]:
@@ -130,7 +227,14 @@ def describe(event: Mapping[str, object]) -> str:
         return f"held out at step {event['step']}: {held_out(event['loss'])}"
     if kind == "checkpoint":
         return f"saved checkpoint-{event['step']} ({size(event.get('bytes'))})"
-    return str(event.get("phase") or event.get("state") or kind)
+    return f"{event.get('phase') or event.get('state') or kind}{_how_far(event)}"
+
+
+def _how_far(event: Mapping[str, object]) -> str:
+    done, total, left = event.get("done"), event.get("of"), event.get("seconds_left")
+    if not isinstance(done, int) or not isinstance(total, int) or not isinstance(left, int | float):
+        return ""
+    return f" {done}/{total}, {duration(left)} left"
 
 
 def figures(event: Mapping[str, object]) -> str:

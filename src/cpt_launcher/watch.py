@@ -35,7 +35,7 @@ class Watch:
         event: Callable[[Event, Progress], None],
     ) -> None:
         self.plan = plan
-        self.progress = Progress(plan.workers, plan.tokens_per_step)
+        self.progress = Progress(plan.workers, plan.tokens_per_step, plan.train)
         self.tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self.ranks: dict[int, int] = {}
         self.unwritten = 0
