@@ -109,6 +109,7 @@ class Attempt:
             )
         self.show.step(f"starts {' '.join(plan.argv)}")
         with watch.files():
+            watch.emit({"event": "phase", "time": time.time(), "phase": watch.progress.phase})
 
             def stopping() -> None:
                 self.show.step("stopping the workers; Ctrl-C again does not wait")

@@ -99,7 +99,8 @@ def _text(log: Path) -> str:
 
 def _as_json(run: history.Run) -> dict[str, object]:
     step = run.steps[-1] if run.steps else None
-    return {**run.record, "folder": str(run.layout.run_dir), "phase": run.phase, "last_step": step, "saved": run.saved}
+    known = {**run.record, "folder": str(run.layout.run_dir), "phase": run.phase, "evaluating": run.evaluating}
+    return {**known, "last_step": step, "saved": run.saved}
 
 
 def register(app: typer.Typer) -> None:

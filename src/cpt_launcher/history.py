@@ -18,7 +18,7 @@ UNREADABLE = "unreadable"
 @dataclass(frozen=True)
 class Run:
     """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
-    went on after an end.
+    went on after an end. `evaluating`: how far an evaluation that goes on is.
     """
 
     layout: Layout
@@ -28,6 +28,7 @@ class Run:
     saved: progress.Event | None
     evals: tuple[progress.Event, ...] = ()
     restarts: tuple[int, ...] = ()
+    evaluating: progress.Event | None = None
 
     @property
     def state(self) -> str:
@@ -112,11 +113,11 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
     steps: list[progress.Event] = []
     evals: dict[int, progress.Event] = {}
     restarts: list[int] = []
-    phase, saved, ended = "", None, False
+    phase, saved, evaluating, ended = "", None, None, False
     for event in events(layout):
         kind = event.get("event")
         if kind == "step":
-            phase = "training"
+            phase = str(event.get("phase") or progress.TRAINING)
             while steps and steps[-1]["step"] >= event["step"]:  # type: ignore[operator]
                 steps.pop()  # done again after a restart
             if ended and steps:
@@ -124,15 +125,19 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
             ended = False
             steps.append(event)
         elif kind == "eval":
+            phase = str(event.get("phase") or progress.TRAINING)
             evals[int(str(event["step"]))] = event
         elif kind == "end":
             ended = True
         elif kind == "phase":
-            phase = str(event.get("phase"))
-            ended = ended or phase == "starting workers"
+            phase, evaluating = str(event.get("phase")), event if "done" in event else None
+            ended = ended or phase in progress.ORDER[:2]
         elif kind == "checkpoint":
+            phase = progress.TRAINING if phase == progress.SAVING else phase
             saved = event
-    return Run(layout, known, tuple(steps), phase, saved, tuple(evals[at] for at in sorted(evals)), tuple(restarts))
+    found = tuple(evals[at] for at in sorted(evals))
+    evaluating = evaluating if phase in progress.EVALUATIONS else None
+    return Run(layout, known, tuple(steps), phase, saved, found, tuple(restarts), evaluating)
 
 
 def events(layout: Layout) -> Iterator[progress.Event]:

@@ -50,14 +50,13 @@ class _View:
         self.state: Progress | None = None
         self.figures = ""
         self.saved = self.held_out = ""
-        self.left: float | None = None
 
     def event(self, event: Event, state: Progress) -> None:
+        if self.state is None:
+            self.began = time.monotonic()
         self.state = state
         if event["event"] == "step":
-            self.figures = progress.figures(event).rpartition("  ")[0] or progress.figures(event)
-            left = event.get("seconds_left")
-            self.left = left if isinstance(left, int | float) else None
+            self.figures = progress.figures({**event, "seconds_left": None})
         elif event["event"] == "eval":
             self.held_out = f"  held out {event['loss']:.4f}"
         elif event["event"] == "checkpoint":
@@ -73,9 +72,13 @@ class _View:
 
         if self.state is None:
             return Text("")
-        state, since = self.state, progress.duration(time.monotonic() - self.began)
+        since = progress.duration(time.monotonic() - self.began)
+        known = progress.how_far(self.state, time.time())
+        below = Text(f"{self.figures}{self.held_out}{self.saved}")
+        if known is None:
+            return Group(Text(f"{self.state.phase}  {since}"), below)
         row = Table.grid(padding=(0, 1))
-        left = f"{progress.duration(self.left)} left" if self.left is not None else ""
-        bar = ProgressBar(total=state.total or 1, completed=state.step, width=30)
-        row.add_row(Text(state.phase), bar, f"{state.step}/{state.total or '?'}", left, f"({since})")
-        return Group(row, Text(f"{self.figures}{self.held_out}{self.saved}"))
+        left = f"{progress.duration(known.left)} left" if known.left is not None else ""
+        bar = ProgressBar(total=known.total, completed=known.done, width=30)
+        row.add_row(Text(self.state.phase), bar, f"{known.done}/{known.total}", left, f"({since})")
+        return Group(row, below)

@@ -17,6 +17,7 @@ def png(run: Run) -> bytes | None:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     steps, losses = _points(run.steps)
     if not steps:
@@ -28,6 +29,7 @@ def png(run: Run) -> bytes | None:
         axes.plot(*evals, label="held out", marker="o", markersize=4, linewidth=1.2)
     for number, step in enumerate(run.restarts):
         axes.axvline(step, color="grey", linestyle=":", linewidth=1, label="restart" if number == 0 else None)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(run.layout.run)
@@ -57,6 +59,8 @@ def text(run: Run, width: int, height: int = 15) -> str:
         plotext.scatter(*evals, label="held out", marker="o")
     for step in run.restarts:
         plotext.vline(step)
+    whole = sorted({round(steps[0] + (steps[-1] - steps[0]) * part / 4) for part in range(5)})
+    plotext.xticks(whole, [str(step) for step in whole])
     plotext.xlabel("step")
     plotext.ylabel("loss (nats per token)")
     drawn: str = plotext.uncolorize(plotext.build())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cpt_launcher import jsontext
 from cpt_launcher.forecast import Forecast
@@ -19,6 +19,7 @@ Event = dict[str, object]
 STARTING, TRAINING, FINISHING, STOPPING = "starting Ray", "training", "finishing", "stopping the workers"
 EVALUATING, SAVING = "evaluating", "saving"
 BASE = "evaluating the base model"
+EVALUATIONS = (EVALUATING, BASE)
 # A phase begins with the first line that matches; lines that match none leave it as it is.
 PHASES = tuple(
     (re.compile(pattern), phase)
@@ -139,7 +140,7 @@ class Progress:
         return {"event": "phase", "time": now, "phase": phase}
 
     def _on_bar(self, bar: Bar, *, below: bool) -> Event | None:
-        if self.phase in (EVALUATING, BASE) and (below or self._after == FINISHING):
+        if self.phase in EVALUATIONS and (below or self._after == FINISHING):
             self.bar = bar
             whole = bar.took + (bar.left or 0)
             self.forecast.expected = whole
@@ -151,13 +152,13 @@ class Progress:
         if self._began and not below and bar.total == self.total and bar.done > self.step:
             self.step = bar.done
             self.forecast.mark(bar.done, bar.at, at_once=True)
-            self.phase = TRAINING if self.phase in (EVALUATING, BASE, SAVING) else self.phase
+            self.phase = TRAINING if self.phase in (*EVALUATIONS, SAVING) else self.phase
         return None
 
     def _evaluated(self, now: float) -> None:
         self.forecast.resume(now)
         self.bar = None
-        if self.phase in (EVALUATING, BASE):
+        if self.phase in EVALUATIONS:
             self.phase = self._after
 
     def left(self, now: float) -> float | None:
@@ -173,7 +174,7 @@ class Progress:
         self.step = max(step, self.step)  # also of the last row, which has no loss
         if jsontext.is_number(row.get("eval_loss")):
             self._evaluated(now)
-            return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"]}
+            return {"event": "eval", "time": now, "step": step, "loss": row["eval_loss"], "phase": self.phase}
         if not jsontext.is_number(loss):
             return None
         self.total = total if isinstance(total, int) and jsontext.is_count(total) else self.total
@@ -184,7 +185,7 @@ class Progress:
         }
         if self.phase in (SAVING, *ORDER[:-1]):
             self.phase = TRAINING
-        return event | self._rates(now)
+        return {**event, "phase": self.phase, **self._rates(now)}
 
     def _rates(self, now: float) -> Event:
         each, left = self.forecast.seconds_per_step(), self.left(now)
@@ -197,6 +198,15 @@ class Progress:
             rates["tokens_per_second"] = round(self.tokens_per_step / each, 1)
             rates["tokens_per_second_per_worker"] = round(self.tokens_per_step / each / self.workers, 1)
         return rates
+
+
+def how_far(state: Progress, now: float) -> Bar | None:
+    """What a bar can show now: of an evaluation its batches, of a training its steps; None where neither goes on."""
+    if state.phase in EVALUATIONS:
+        return replace(state.bar, left=state.bar.left_at(now)) if state.bar else None
+    if state.phase not in (TRAINING, SAVING) or not state.total:
+        return None
+    return Bar(state.step, state.total, 0.0, state.left(now), now)
 
 
 def parse(text: str) -> Mapping[str, object]:
@@ -247,6 +257,14 @@ def figures(event: Mapping[str, object]) -> str:
     if isinstance(left := event.get("seconds_left"), int | float):
         parts.append(f"{duration(left)} left")
     return "  ".join(parts)
+
+
+def left_at(event: Mapping[str, object], now: float) -> float | None:
+    """What is left of the `seconds_left` of an event that is not of this moment."""
+    left, time = event.get("seconds_left"), event.get("time")
+    if not isinstance(left, int | float):
+        return None
+    return max(left - max(now - time, 0.0), 0.0) if isinstance(time, int | float) else left
 
 
 def held_out(loss: object) -> str:

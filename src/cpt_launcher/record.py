@@ -40,7 +40,9 @@ PACKAGES = (
 SILENT_SECONDS = 120.0
 # What a run.json must hold where it holds it at all.
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("host", "pid_started", "user", "started", "checkpoints", "device"), (str, type(None))),
+    **dict.fromkeys(
+        ("host", "pid_started", "user", "started", "first_started", "checkpoints", "device"), (str, type(None))
+    ),
     **dict.fromkeys(
         ("ended", "cause", "output", "mlflow_run", "config", "config_text", "directory"), (str, type(None))
     ),
@@ -60,6 +62,8 @@ class Record:
     `marked` where the workers mark complete ones, `copied` where Ray copies them its own way. `resumed`: the checkpoint
     that it resumed from, with its step and the tokens trained on until then. `in_force`: arguments for which that
     checkpoint's values hold, not the config's. `tokens`: what came of the documents, where the workers counted.
+    `started` is the last start, `first_started` the first. `restarts`: all of the others, each with what ended the
+    training before and the `step` at which it did, or the one that it `resumed_from`.
     `trained_on`: steps, tokens trained on and epochs, from the first start on. `secrets`: names alone.
     """
 
@@ -80,6 +84,7 @@ class Record:
     pid_started: str
     user: str
     started: str
+    first_started: str | None = None
     ended: str | None = None
     exit_code: int | None = None
     cause: str | None = None
@@ -113,8 +118,10 @@ def start(
     data: Mapping[str, str],
     resumed: Mapping[str, object] | None = None,
     in_force: Mapping[str, object] = MappingProxyType({}),
+    before: Mapping[str, object] = MappingProxyType({}),
 ) -> Record:
-    """Write the record of a run that is about to start.
+    """Write the record of a run that is about to start. `before` is the record of the start before it, if there was
+    one.
 
     Raises:
         StorageError: it cannot be written.
@@ -136,7 +143,9 @@ def start(
         pid=os.getpid(),
         pid_started=_started(os.getpid()),
         user=getpass.getuser(),
-        started=now(),
+        started=(moment := now()),
+        first_started=str(before.get("first_started") or before.get("started") or moment),
+        restarts=_restarts(before, moment, resumed),
         checkpoints="marked" if marked else "copied",
         output=str(plan.output) if plan.output else None,
         workers=plan.workers,
@@ -153,6 +162,20 @@ def start(
     write_bytes(plan.layout.reserve, os.urandom(RESERVE))
     write(plan.layout, record)
     return record
+
+
+def _restarts(
+    before: Mapping[str, object], moment: str, resumed: Mapping[str, object] | None
+) -> tuple[Mapping[str, object], ...]:
+    """Those of the starts before, and this one with what ended the last; none for the first start."""
+    if not before:
+        return ()
+    known = before.get("restarts")
+    earlier = [item for item in known if isinstance(item, dict)] if isinstance(known, list) else []
+    cause = before.get("cause") or "its launcher was gone"
+    step = resumed.get("step", 0) if resumed else 0
+    cause = f"interrupted by {cause}" if before.get("state") == "interrupted" else cause
+    return (*earlier, {"time": moment, "cause": cause, "resumed_from": step})
 
 
 def restarted(layout: Layout, record: Record, cause: str, step: int) -> Record:

@@ -183,6 +183,7 @@ def _started(
         data={path: staged.sha256 for path, staged in manifest.read(plan.layout).items() if path in ours},
         resumed={"step": step, "tokens": record.tokens_until(before, step), **resumed.facts()} if resumed else None,
         in_force=resumed.in_force if resumed else {},
+        before=before,
     )
 
 

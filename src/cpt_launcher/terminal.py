@@ -6,8 +6,10 @@ import contextlib
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -54,16 +56,34 @@ def report(plan: Plan, results: Results | None) -> None:
             *([f"  trained on   {token_count.describe_trained(results.trained_on)}"] if results.trained_on else []),
             f"  model        {plan.output}",
             f"  checkpoints  {saved} (in the same folder)",
-            f"  loss plot    {results.plot or 'none (set train.plot_loss: true)'}",
+            f"  loss plot    {_plot(plan, results) or 'none (set train.plot_loss: true)'}",
         ]
-    answer("\n".join([*lines, f"  log          {plan.layout.train_log}"]))
+    lines.append(f"  log          {plan.layout.train_log}")
+    answer("\n".join([*lines, *(_next(plan) if results and plan.output else [])]))
+
+
+def _plot(plan: Plan, results: Results) -> Path | None:
+    """The launcher's own, which has the whole run; else LLaMA-Factory's."""
+    return plan.layout.loss_plot if plan.layout.loss_plot.is_file() else results.plot
+
+
+def _next(plan: Plan) -> list[str]:
+    """What to do with a finished run."""
+    run = quote(str(plan.layout.run_dir))
+    commands = [f"cpt export {run} --to {quote(f'{plan.layout.run}-model')}"]
+    if plan.train.get("eval_dataset") or plan.train.get("val_size"):
+        commands.insert(0, f"cpt eval {run}")
+    return [f"  {'' if at else 'next':12} {command}" for at, command in enumerate(commands)]
 
 
 def _held_out(results: Results) -> list[str]:
     if results.base is None or results.trained is None:
         return []
-    base, trained = (progress.held_out(loss) for loss in (results.base, results.trained))
-    return [f"  held out     base model: {base}; trained: {trained}"]
+    return [_losses(("base model", results.base), ("trained", results.trained))]
+
+
+def _losses(*named: tuple[str, object]) -> str:
+    return f"  held out     {'; '.join(f'{name}: {progress.held_out(loss)}' for name, loss in named)}"
 
 
 def exported(made: Exported) -> None:
@@ -105,41 +125,79 @@ def runs(found: Sequence[Run]) -> None:
 
 def status(run: Run) -> None:
     """What a run is doing, or how it ended."""
-    record, last = run.record, run.steps[-1] if run.steps else None
+    record, now = run.record, time.time()
     state = {"lost": "lost: its launcher is gone"}.get(run.state, run.state)
-    state += f", {run.phase}" if run.state == "running" and run.phase else ""
-    lines = [f"Run {run.layout.run}: {state}"]
-    if last:
-        first = run.steps[0]
-        lines.append(f"  step         {last['step']}/{last.get('total') or '?'}")
-        lines.append(f"  loss         {first['loss']:.4f} -> {last['loss']:.4f}")
-        rate = last.get("tokens_per_second")
-        if isinstance(rate, int | float):
-            each = f"{rate / int(str(record.get('workers') or 1)):,.0f} per worker"
-            lines.append(f"  tokens/s     {rate:,.0f} ({each})")
-        if run.state == "running" and isinstance(left := last.get("seconds_left"), int | float):
-            lines.append(f"  left         {progress.duration(left)}")
+    lines = [f"Run {run.layout.run}: {', '.join((state, *_phase(run, now)))}", *_training(run, now)]
     if run.saved:
         lines.append(f"  checkpoint   step {run.saved['step']} ({progress.size(run.saved.get('bytes'))})")
-    if restarts := record.get("restarts"):
-        lines.append(f"  restarts     {len(restarts) if isinstance(restarts, list) else restarts}")
     if record.get("cause"):
         lines.append(f"  cause        {record['cause']}")
-    lines.append(f"  started      {record.get('started')} on {record.get('host')} by {record.get('user')}")
+    lines += _starts(record)
     if record.get("ended"):
         lines.append(f"  ended        {record['ended']}, exit code {record.get('exit_code')}")
     if isinstance(counted := record.get("tokens"), dict):
         lines.append(f"  tokens       {token_count.describe(counted)}")
     if isinstance(trained := record.get("trained_on"), dict):
         lines.append(f"  trained on   {token_count.describe_trained(trained)}")
-    for event in [*run.evals[:1], *run.evals[1:][-1:]]:
-        lines.append(f"  held out     step {event['step']}: {progress.held_out(event['loss'])}")
+    lines += _evaluations(run)
     lines.append(f"  folder       {run.layout.run_dir}")
     if run.state in ("failed", "interrupted", "lost"):
         lines.append(f"  to resume    {resume_command(run.layout)}")
     answer("\n".join(map(escapes.flat, lines)))
     if sys.stdout.isatty():
         answer(plots.text(run, min(shutil.get_terminal_size().columns, 100)))
+
+
+def _phase(run: Run, now: float) -> list[str]:
+    """What a running one is doing, as far as its last words go."""
+    if run.state != "running" or not run.phase:
+        return []
+    event = run.evaluating or {"event": "phase", "phase": run.phase}
+    return [progress.describe({**event, "seconds_left": progress.left_at(event, now)})]
+
+
+def _training(run: Run, now: float) -> list[str]:
+    """Step, loss, rate and time left."""
+    last = run.steps[-1] if run.steps else None
+    if last is None:
+        return []
+    lines = [f"  step         {last['step']}/{last.get('total') or '?'}"]
+    lines.append(f"  loss         {run.steps[0]['loss']:.4f} -> {last['loss']:.4f}")
+    rate = last.get("tokens_per_second")
+    if isinstance(rate, int | float):
+        each = f"{rate / int(str(run.record.get('workers') or 1)):,.0f} per worker"
+        lines.append(f"  tokens/s     {rate:,.0f} ({each})")
+    left = progress.left_at(last, now)
+    if run.state == "running" and left is not None:
+        lines.append(f"  left         {progress.duration(left)}")
+    return lines
+
+
+def _starts(record: Mapping[str, object]) -> list[str]:
+    """The first start and, where there was more than one, the others with what ended the training before each."""
+    first, known = record.get("first_started") or record.get("started"), record.get("restarts")
+    lines = [f"  started      {first} on {record.get('host')} by {record.get('user')}"]
+    restarts = [item for item in known if isinstance(item, dict)] if isinstance(known, list) else []
+    if not restarts:
+        return lines
+    lines.append(f"  restarts     {len(restarts)}, the last {restarts[-1].get('time') or record.get('started')}")
+    if len(restarts) > MANY:
+        lines.append(f"    ({len(restarts) - MANY} earlier ones)")
+    for item in restarts[-MANY:]:
+        at = f"at step {item['step']}" if "step" in item else f"resumed from step {item.get('resumed_from')}"
+        lines.append(f"    {item.get('cause')} ({at})")
+    return lines
+
+
+def _evaluations(run: Run) -> list[str]:
+    """Of the base model, and the last one, in the words of the run's end."""
+    if not run.evals:
+        return []
+    first, last = run.evals[0], run.evals[-1]
+    end = run.steps[-1]["step"] if run.steps and run.state == "finished" else None
+    names = ["base model" if first["step"] == 0 else f"step {first['step']}"]
+    names += ["trained" if last["step"] == end else f"step {last['step']}"] if last is not first else []
+    return [_losses(*((name, event["loss"]) for name, event in zip(names, (first, last), strict=False)))]
 
 
 def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
