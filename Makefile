@@ -16,6 +16,7 @@ demo: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml pins.txt
+	@echo "installing into $(VENV): some 3 GB, some minutes, without a word until it is done"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(PIP)"
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c pins.txt "$(TORCH)" -e '.[train,dev]'

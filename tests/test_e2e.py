@@ -52,9 +52,14 @@ def test_the_demo_trains(place: Place, trained: subprocess.CompletedProcess[str]
         f"  held out     base model: {first}; trained: {last}",
         f"  model        {output}",
         "  checkpoints  checkpoint-20, checkpoint-40 (in the same folder)",
-        f"  loss plot    {output}/training_loss.png",
+        f"  loss plot    {place.storage}/tiny_cpu/cpt/loss.png",
         f"  log          {place.storage}/tiny_cpu/cpt/train.log",
+        f"  next         cpt eval {place.storage}/tiny_cpu",
+        f"               cpt export {place.storage}/tiny_cpu --to tiny_cpu-model",
     ]
+    told = trained.stderr
+    assert "cpt: starting Ray\n" in told
+    assert told.index("cpt: evaluating the base model\n") < told.index("cpt: held out at step 0: ")
     assert (output / "training_loss.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -62,7 +63,11 @@ def test_from_another_machine_the_heartbeat_decides(layout: Layout) -> None:
 
 
 def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
-    write(layout, restarts=[{"cause": "x"}])
+    restarts = [
+        {"cause": "x", "step": 3, "time": "2026-11-23T09:30:00+00:00"}, "no restart",
+        {"cause": "interrupted by SIGINT", "resumed_from": 2, "time": "2026-11-23T10:00:00+00:00"},
+    ]  # fmt: skip
+    write(layout, first_started="2026-11-23T09:00:00+00:00", restarts=restarts)
     (Layout(layout.storage, "broken").run_dir / "cpt").mkdir(parents=True)
     Layout(layout.storage, "broken").run_json.write_text("{")
     events = [
@@ -80,8 +85,10 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
         "  tokens/s     3,000 (1,500 per worker)\n"
         "  left         0:01:05\n"
         "  checkpoint   step 20 (2.0 MB)\n"
-        "  restarts     1\n"
-        f"  started      2026-11-23T10:00:00+00:00 on {socket.gethostname()} by me\n"
+        f"  started      2026-11-23T09:00:00+00:00 on {socket.gethostname()} by me\n"
+        "  restarts     2, the last 2026-11-23T10:00:00+00:00\n"
+        "    x (at step 3)\n"
+        "    interrupted by SIGINT (resumed from step 2)\n"
         f"  folder       {layout.run_dir}\n"
     )
     table = cpt("runs", "--storage", layout.storage).out.splitlines()
@@ -136,7 +143,46 @@ def test_run_json_holds_what_it_takes_to_do_it_again(cpt: Cpt, workspace: Path, 
     events = [
         json.loads(line) for line in (workspace / "storage" / "first" / "cpt" / "events.jsonl").read_text().splitlines()
     ]
-    assert [(event["event"], event.get("step")) for event in events] == [("step", 1), ("step", 2), ("end", 2)]
+    seen = [(event["event"], event.get("step", event.get("phase"))) for event in events]
+    assert seen == [("phase", "starting Ray"), ("step", 1), ("step", 2), ("end", 2)]
+
+
+def test_status_of_an_evaluation(cpt: Cpt, layout: Layout) -> None:
+    write(layout)
+    base = {"event": "phase", "phase": "evaluating the base model"}
+    told = {**base, "time": time.time() - 3, "done": 19, "of": 41, "seconds_left": 100}
+
+    def first_line(*events: dict[str, object]) -> str:
+        layout.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+        return cpt("status", layout.run_dir).out.splitlines()[0]
+
+    assert first_line(base) == "Run first: running, evaluating the base model"
+    assert re.fullmatch(r"Run first: running, evaluating the base model 19/41, 0:01:3\d left", first_line(base, told))
+    assert json.loads(cpt("status", layout.run_dir, "--json").out)["evaluating"]["done"] == 19
+    assert first_line(base, told, {"event": "eval", "step": 0, "loss": 7.7, "phase": "training"}).endswith("training")
+    late = {**step(20), "phase": "evaluating"}
+    assert first_line(step(10), {"event": "phase", "phase": "evaluating"}, late).endswith("running, evaluating")
+    assert first_line(base, told, {"event": "phase", "phase": "starting Ray"}).endswith("running, starting Ray")
+
+
+def test_status_names_evaluations_as_the_run_does(cpt: Cpt, layout: Layout) -> None:
+    def said(state: str, *steps: int) -> str:
+        write(layout, state=state)
+        evals = [{"event": "eval", "step": at, "loss": 1.0} for at in steps]
+        layout.events.write_text("".join(json.dumps(event) + "\n" for event in [step(20), *evals]))
+        return next((line for line in cpt("status", layout.run_dir).out.splitlines() if "held out" in line), "")
+
+    loss = "loss 1.0000, perplexity 2.72"
+    assert said("finished", 0, 20) == f"  held out     base model: {loss}; trained: {loss}"
+    assert said("failed", 0, 10, 20) == f"  held out     base model: {loss}; step 20: {loss}"
+    assert said("running", 0) == f"  held out     base model: {loss}"
+    assert said("running") == ""
+
+
+def test_what_is_left_gets_less(cpt: Cpt, layout: Layout) -> None:
+    write(layout)
+    layout.events.write_text(json.dumps({**step(20), "time": time.time() - 25}) + "\n")
+    assert re.search(r"  left         0:00:[34]\d\n", cpt("status", layout.run_dir).out)
 
 
 def _fifo(path: Path) -> None:

@@ -175,7 +175,7 @@ def test_wrong_figures_of_a_row_are_left_out() -> None:
     row = '{"current_steps": 3, "total_steps": "x", "loss": NaN, "lr": "x", "epoch": []}'
     event = Progress(2, 10).row(row, 1.0)
     assert event is not None
-    assert set(event) == {"event", "time", "step", "total", "loss"}
+    assert set(event) == {"event", "time", "step", "total", "loss", "phase"}
     assert progress.describe(event) == "step 3/?  loss nan"
 
 

@@ -38,8 +38,9 @@ def test_a_run_from_start_to_end(cpt: Cpt, workspace: Path, stand_in: Called, mo
         "  trained on   1,024 tokens in 2 steps, 0.50 epochs\n"
         f"  model        {storage}/first/output\n"
         "  checkpoints  checkpoint-2 (in the same folder)\n"
-        "  loss plot    none (set train.plot_loss: true)\n"
+        f"  loss plot    {storage}/first/cpt/loss.png\n"
         f"  log          {storage}/first/cpt/train.log\n"
+        f"  next         cpt export {storage}/first --to first-model\n"
     )
     called = stand_in()
     assert called["argv"] == ["train", f"{storage}/first/cpt/train.yaml"]

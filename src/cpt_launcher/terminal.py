@@ -184,8 +184,9 @@ def _starts(record: Mapping[str, object]) -> list[str]:
     if len(restarts) > MANY:
         lines.append(f"    ({len(restarts) - MANY} earlier ones)")
     for item in restarts[-MANY:]:
-        at = f"at step {item['step']}" if "step" in item else f"resumed from step {item.get('resumed_from')}"
-        lines.append(f"    {item.get('cause')} ({at})")
+        at = f" (at step {item['step']})" if "step" in item else ""
+        at = f" (resumed from step {item['resumed_from']})" if item.get("resumed_from") else at
+        lines.append(f"    {item.get('cause')}{at}")
     return lines
 
 
