@@ -14,6 +14,7 @@ SOURCE = REPOSITORY / "src" / "cpt_launcher"
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "after_import": set(),
+    "build_lock": set(),
     "child": set(),
     "config": set(),
     "cpu_workers": set(),
@@ -121,12 +122,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "plots": {"history"},
     "preflight": {
-        "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "progress", "record",
-        "sizing", "tracker",
+        "build_lock", "cluster", "disk", "errors", "fetch", "footprint", "model_files", "nodes", "plan", "progress",
+        "record", "sizing", "tracker",
     },
     "attempt": {
-        "checkpoints", "cluster", "disk", "explain", "hook", "launch", "plan", "preflight", "progress", "results",
-        "resumption", "secrets", "stage", "watch",
+        "build_lock", "checkpoints", "cluster", "disk", "errors", "explain", "hook", "launch", "plan", "preflight",
+        "progress", "results", "resumption", "secrets", "stage", "watch",
     },
     "closing": {
         "disk", "errors", "history", "layout", "plan", "plots", "progress", "ray_worker", "record", "secrets",

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cpt_launcher import plots
 from cpt_launcher.history import Run
 from cpt_launcher.layout import Layout
@@ -30,6 +32,29 @@ def test_in_the_terminal() -> None:
     assert "loss (nats per token)" in lines[-1]
     assert "held out" in "".join(lines)
     assert plots.text(run(1), 80) == ""
+
+
+def test_steps_are_whole_numbers() -> None:
+    short = replace(
+        run(0), steps=tuple({"step": at, "loss": 3.0 - at / 20} for at in range(1, 21)), evals=(), restarts=()
+    )
+    (ticks,) = [line.split() for line in plots.text(short, 80).splitlines()[-2:-1]]
+    assert ticks == ["1", "6", "10", "15", "20"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_ticks_of_the_picture_are_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    inner = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *given, **named: (drawn.append(self), inner(self, *given, **named))
+    )
+    assert plots.png(replace(run(4), evals=())) is not None
+    ticks = [float(tick) for tick in drawn[0].axes[0].get_xticks()]
+    assert len(ticks) > 3
+    assert [tick for tick in ticks if tick != round(tick)] == []
 
 
 def test_a_loss_that_is_no_number_is_not_drawn() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from cpt_launcher import checkpoints, cluster, disk, hook, launch, preflight, results, resumption, stage
+from cpt_launcher import build_lock, checkpoints, cluster, disk, hook, launch, preflight, results, resumption, stage
 from cpt_launcher.checkpoints import Checkpoint
+from cpt_launcher.errors import StorageError
 from cpt_launcher.explain import Failure, explain
 from cpt_launcher.plan import UNSET, Plan
 from cpt_launcher.progress import Event, Progress
@@ -115,8 +118,9 @@ class Attempt:
                 self.show.step("stopping the workers; Ctrl-C again does not wait")
                 watch.stopping()
 
-            argv = (program, *plan.argv[1:])
+            argv, locks = (program, *plan.argv[1:]), build_lock.there(env)
             exited = launch.run(argv, env, watch.line, watch.tick, folder=plan.folder, stopping=stopping)
+            self._unlock(build_lock.there(env) - locks)
             watch.finish()
             ended = self._judge(watch, exited, began)
             state = "interrupted" if ended.interrupted_by else "failed" if ended.failure else "finished"
@@ -124,6 +128,14 @@ class Attempt:
         if watch.unwritten:
             self.show.step(f"warning: {watch.unwritten:,} lines could not be written to {plan.layout.train_log}")
         return replace(ended, steps=max(0, ended.step - (saved.step if saved else 0)))
+
+    def _unlock(self, locks: frozenset[Path]) -> None:
+        """The processes are gone: what they had begun to compile is nobody's, and would be waited for for ever."""
+        for lock in sorted(locks):
+            if not build_lock.held(lock):
+                with contextlib.suppress(StorageError):
+                    disk.remove_tree(lock)
+                    self.show.step(f"removed {lock}: its compilation was ended half-way")
 
     def _judge(self, watch: Watch, exited: launch.Exit, began: float) -> Ended:
         step, output = watch.progress.step, self.plan.output

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
-from cpt_launcher import cluster, disk, fetch, footprint, model_files, nodes, record, sizing, tracker
+from cpt_launcher import build_lock, cluster, disk, fetch, footprint, model_files, nodes, record, sizing, tracker
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.plan import Plan
 from cpt_launcher.progress import size
@@ -273,13 +274,21 @@ def _room_hint(plan: Plan, need: footprint.Footprint, free: int) -> str:
 
 def compiler_present(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
     """DeepSpeed compiles its CPU communication once (deepspeed/ops/op_builder/builder.py, `jit_load`)."""
-    compiler = environ.get("CXX", "c++")
-    if plan.device == "gpu" or shutil.which(compiler, path=environ.get("PATH")):
+    if plan.device == "gpu":
         return []
+    compiler = environ.get("CXX", "c++")
+    if shutil.which(compiler, path=environ.get("PATH")):
+        return _not_locked({**environ, **plan.env})
     hint = "install one, for example: apt-get install g++"
     hint += "; or unset CXX, which names it" if "CXX" in environ else ""
     what = f"DeepSpeed on CPU needs a C++ compiler, and there is no '{compiler}'"
     return [Problem(what, "this machine", hint)]
+
+
+def _not_locked(environ: Mapping[str, str]) -> list[Problem]:
+    """Workers would wait for ever for a compilation that was ended half-way."""
+    what = "a compilation of DeepSpeed was ended half-way, and workers would wait for its lock for ever"
+    return [Problem(what, str(lock), f"rm {quote(str(lock))}") for lock in build_lock.left(environ)]
 
 
 def tracker_reachable(plan: Plan, environ: Mapping[str, str]) -> list[Problem]:
