@@ -136,7 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"cluster", "disk", "errors", "nodes", "preflight", "progress", "record"},
     "evaluation": {
         "assets", "checkpoints", "child", "dataset", "disk", "errors", "export", "exporting", "history", "overlap",
-        "plan", "subtask", "suggest",
+        "plan", "progress", "subtask", "suggest",
     },
     "run": {
         "attempt", "checkpoints", "closing", "cluster", "config", "disk", "errors", "explain", "launch", "layout",

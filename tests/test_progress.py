@@ -123,6 +123,16 @@ def test_the_last_evaluation_is_after_the_training() -> None:
     assert (state.phase, state.bar) == ("finishing", None)
 
 
+def test_an_evaluation_beside_any_training() -> None:
+    said: list[str] = []
+    moments = iter([0.0, 10.0, 60.0, 61.0, 90.0])
+    take = progress.telling(said.append, lambda: next(moments))
+    for line in (EVALUATION, bar(2, 41), bar(19, 41, "01:00", "01:23"), bar(20, 41, "01:01", "01:22")):
+        take(line)
+    take("***** eval metrics *****")
+    assert said == ["evaluating 19/41, 0:01:23 left"]
+
+
 def test_a_bar_of_something_else_is_no_step() -> None:
     state = Progress(2, 1024)
     shards = "Loading checkpoint shards:  50%|\u2588\u2588   | 20/40 [00:01<00:01,  1.00it/s]"

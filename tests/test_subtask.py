@@ -32,6 +32,12 @@ def test_a_known_failure_is_explained_and_secrets_are_replaced() -> None:
     assert (problem.where, problem.hint) == ("/some/where", "look")
 
 
+def test_its_output_is_seen_redacted() -> None:
+    seen: list[str] = []
+    run("import os; print('one\\rtwo', os.environ['HF_TOKEN'])", seen=seen.append)
+    assert seen == ["one", "two <HF_TOKEN>"]
+
+
 def test_values_that_the_run_has_named_are_replaced_too() -> None:
     with pytest.raises(TrainingError, match="the work failed: RuntimeError: <MINE>"):
         run("import os; raise RuntimeError(os.environ['MINE'])", secrets=("MINE",))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import checkpoints, child, disk, export, overlap, subtask
+from cpt_launcher import checkpoints, child, disk, export, overlap, progress, subtask
 from cpt_launcher.assets import REGISTRY
 from cpt_launcher.dataset import Entry, read_registry
 from cpt_launcher.errors import ConfigError, DataError, Problem
@@ -105,7 +105,8 @@ def evaluate(
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
         say(f"evaluates {name}: {model}")
         env = subtask.needed(environ, model, _entries(arguments, known))
-        found = _evaluate({**arguments, "model_name_or_path": model}, env, run.secrets, on_cpu=on_cpu)
+        seen = progress.telling(say)
+        found = _evaluate({**arguments, "model_name_or_path": model}, env, run.secrets, seen, on_cpu=on_cpu)
         losses.append(found["eval_loss"])
         blocks = round(found["eval_samples_per_second"] * found["eval_runtime"])
         tokens = blocks * number(train, "cutoff_len")
@@ -158,7 +159,12 @@ def _entries(arguments: Mapping[str, object], known: Mapping[str, Entry]) -> lis
 
 
 def _evaluate(
-    arguments: Mapping[str, object], environ: Mapping[str, str], secrets: Sequence[str], *, on_cpu: bool
+    arguments: Mapping[str, object],
+    environ: Mapping[str, str],
+    secrets: Sequence[str],
+    seen: Callable[[str], None],
+    *,
+    on_cpu: bool,
 ) -> dict[str, float]:
     env = {key: value for key, value in environ.items() if key not in (*UNSET, "USE_RAY")}
     if on_cpu:
@@ -169,7 +175,7 @@ def _evaluate(
         disk.write_text(recipe, yaml.safe_dump({**arguments, "output_dir": str(results.parent)}))
         argv = child.argv("llamafactory.cli", "train", str(recipe))
         hint = "cpt validate --strict asks LLaMA-Factory's own parser"
-        subtask.run(argv, env, "the evaluation", where, hint, secrets=secrets)
+        subtask.run(argv, env, "the evaluation", where, hint, secrets=secrets, seen=seen)
         return dict(json.loads(results.read_text(encoding="utf-8")))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from cpt_launcher import jsontext
@@ -140,7 +141,7 @@ class Progress:
         return {"event": "phase", "time": now, "phase": phase}
 
     def _on_bar(self, bar: Bar, *, below: bool) -> Event | None:
-        if self.phase in EVALUATIONS and (below or self._after == FINISHING):
+        if self.phase in EVALUATIONS and (below or self._after == FINISHING or not self._began):
             self.bar = bar
             whole = bar.took + (bar.left or 0)
             self.forecast.expected = whole
@@ -209,6 +210,18 @@ def how_far(state: Progress, now: float) -> Bar | None:
     return Bar(state.step, state.total, 0.0, state.left(now), now)
 
 
+def telling(say: Callable[[str], None], clock: Callable[[], float] = time.time) -> Callable[[str], None]:
+    """Takes the output of an evaluation beside any training, and says now and then how far it is."""
+    state = Progress(1, 0, _resumed=True)
+
+    def take(line: str) -> None:
+        event = state.line(line, clock())
+        if event and "done" in event:
+            say(describe(event))
+
+    return take
+
+
 def parse(text: str) -> Mapping[str, object]:
     """A line of JSON; empty for the half-written last line of a killed run, and for anything else."""
     try:
@@ -261,10 +274,10 @@ def figures(event: Mapping[str, object]) -> str:
 
 def left_at(event: Mapping[str, object], now: float) -> float | None:
     """What is left of the `seconds_left` of an event that is not of this moment."""
-    left, time = event.get("seconds_left"), event.get("time")
+    left, then = event.get("seconds_left"), event.get("time")
     if not isinstance(left, int | float):
         return None
-    return max(left - max(now - time, 0.0), 0.0) if isinstance(time, int | float) else left
+    return max(left - max(now - then, 0.0), 0.0) if isinstance(then, int | float) else left
 
 
 def held_out(loss: object) -> str:

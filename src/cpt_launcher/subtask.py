@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cpt_launcher import launch
 from cpt_launcher.dataset import REMOTE_KEYS
@@ -42,6 +42,7 @@ def needed(
 def run(
     argv: Sequence[str], env: Mapping[str, str], task: str, where: str, hint: str, *,
     given: str = "", secrets: Sequence[str] = (), error: type[CptError] = TrainingError,
+    seen: Callable[[str], None] = lambda _: None,
 ) -> dict[str, object]:  # fmt: skip
     """What the process says in a line of `RESULT` and JSON; empty if it says nothing of the kind.
 
@@ -49,6 +50,7 @@ def run(
         task: `the export`, for messages; `where` is what it works on, `hint` is for a failure of an unknown kind.
         given: what it reads on stdin.
         secrets: names of variables whose values are not to be shown, beside those that are called like a secret.
+        seen: is called with every line of its output, redacted.
 
     Raises:
         InterruptedRunError: a signal came.
@@ -59,6 +61,7 @@ def run(
 
     def keep(line: str) -> None:
         lines.append(redact(line, hidden))
+        seen(lines[-1])
 
     exited = launch.run(argv, env, keep, given=given)
     if exited.interrupted_by is not None:
