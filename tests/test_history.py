@@ -179,6 +179,28 @@ def test_status_names_evaluations_as_the_run_does(cpt: Cpt, layout: Layout) -> N
     assert said("running") == ""
 
 
+def test_the_first_start_and_what_each_restart_came_after(
+    cpt: Cpt, workspace: Path, stand_in: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known() -> dict[str, object]:
+        return dict(json.loads((workspace / "storage" / "first" / "cpt" / "run.json").read_text()))
+
+    monkeypatch.setenv("STAND_IN_MODE", "cut")
+    assert cpt("run", "my.yaml", "--skip-preflight", "cluster").code == 1
+    first = known()
+    assert (first["first_started"], first["restarts"]) == (first["started"], [])
+    started = "2026-11-23T09:00:00+00:00"
+    (workspace / "storage" / "first" / "cpt" / "run.json").write_text(
+        json.dumps({**first, "started": started, "first_started": None})
+    )
+    monkeypatch.setenv("STAND_IN_MODE", "train")
+    assert cpt("resume", "storage/first").code == 0
+    again = known()
+    assert (again["first_started"], again["started"] == started) == (started, False)
+    assert again["restarts"] == [{"time": again["started"], "cause": first["cause"], "resumed_from": 2}]
+    assert f"    {first['cause']} (resumed from step 2)\n" in cpt("status", "storage/first").out
+
+
 def test_what_is_left_gets_less(cpt: Cpt, layout: Layout) -> None:
     write(layout)
     layout.events.write_text(json.dumps({**step(20), "time": time.time() - 25}) + "\n")

