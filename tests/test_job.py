@@ -111,9 +111,6 @@ def test_variables_of_this_machine_are_none_of_the_jobs(
     clean_env.setenv("HOME", str(workspace))
     clean_env.setenv("BASE", base)
     clean_env.setenv("PLACE", "/mnt/user_storage")
-    clean_env.setenv("HOME", str(workspace))
-    (workspace / "m").mkdir()
-    (workspace / "m" / "config.json").write_text("{}")
     done = cpt("job", "my.yaml", "model=${BASE}", f"storage={storage}")
     if model is None:
         assert (done.code, "the model is a folder of this machine" in done.err) == (2, True)
