@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cpt_launcher import subtask
+from cpt_launcher import dataset, subtask
 from cpt_launcher.errors import DataError, TrainingError
 
 TOKEN = "hf_averysecretvalue"
@@ -61,5 +61,5 @@ def test_a_secret_goes_only_where_it_may_be_needed() -> None:
     assert subtask.needed(environ, secrets=("OWN",)) == plain
     assert subtask.needed(environ, "some/model", secrets=("OWN",)) == {**plain, "HF_TOKEN": TOKEN}
     entries = [{"file_name": "a.jsonl"}, {"cloud_file_name": "s3://b/c.jsonl"}]
-    assert subtask.needed(environ, "/a/folder", entries[:1], ("OWN",)) == plain
-    assert subtask.needed(environ, "/a/folder", entries) == environ
+    assert subtask.needed(environ, "/a/folder", ("OWN",), remote=dataset.any_remote(entries[:1])) == plain
+    assert subtask.needed(environ, "/a/folder", remote=dataset.any_remote(entries)) == environ

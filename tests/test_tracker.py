@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cpt_launcher import tracker
+from cpt_launcher import mlflow_address, tracker
 from cpt_launcher.config import RunConfig
 from cpt_launcher.plan import plan_run
 from cpt_launcher.reader import read
@@ -186,18 +186,22 @@ def test_the_settings_are_gone_afterwards(server: Server, clean_env: pytest.Monk
 
 
 def test_user_and_password_apart_from_the_address() -> None:
-    uri, user, password = "MLFLOW_TRACKING_URI", *tracker.ACCOUNT
-    assert tracker.apart({uri: "https://u%40x:p%2Fw@h:1/m"}) == {uri: "https://h:1/m", user: "u@x", password: "p/w"}
-    assert tracker.apart({uri: "https://u:p@h"}, instead="https://other") == {uri: "https://h"}
+    uri, user, password = "MLFLOW_TRACKING_URI", *mlflow_address.ACCOUNT
+    assert mlflow_address.apart({uri: "https://u%40x:p%2Fw@h:1/m"}) == {
+        uri: "https://h:1/m",
+        user: "u@x",
+        password: "p/w",
+    }
+    assert mlflow_address.apart({uri: "https://u:p@h"}, instead="https://other") == {uri: "https://h"}
     for other in ({}, {uri: "https://h"}, {uri: "postgresql://u:p@db/x"}, {uri: "http://u:p/w@h"}):
-        assert tracker.apart(other) == other
+        assert mlflow_address.apart(other) == other
 
 
 def test_the_account_goes_where_the_address_goes(workspace: Path) -> None:
     config = read(workspace / "my.yaml", ["tracking=mlflow", "secrets=[MLFLOW_TRACKING_URI]"])
     assert isinstance(config, RunConfig)
     planned = plan_run(config, {"MLFLOW_TRACKING_URI": "https://u:p@h"})
-    assert planned.secrets == ("MLFLOW_TRACKING_URI", *tracker.ACCOUNT)
+    assert planned.secrets == ("MLFLOW_TRACKING_URI", *mlflow_address.ACCOUNT)
     assert plan_run(config, {"MLFLOW_TRACKING_URI": "https://h"}).secrets == ("MLFLOW_TRACKING_URI",)
 
 
@@ -218,7 +222,7 @@ def test_a_tracked_run_shows_its_password_nowhere(
     paths = {path.rpartition("/")[2] for _, path, _, _ in server.asked}
     assert {"search", "create", "update"} <= paths
     env = stand_in()["env"]
-    assert [env[name] for name in ("MLFLOW_TRACKING_URI", *tracker.ACCOUNT)] == [
+    assert [env[name] for name in ("MLFLOW_TRACKING_URI", *mlflow_address.ACCOUNT)] == [
         f"http://{server.place}/mlflow", "u", "s3cretpw",
     ]  # fmt: skip
     assert sorted(path.name for path in artifacts.iterdir())[-2:] == ["run.json", "train.yaml"]

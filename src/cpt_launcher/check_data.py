@@ -183,7 +183,7 @@ def _file(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
         if wrong := dataset.wrong_shards(path):
             yield of(Problem(wrong[0], where, wrong[1], "registry-file"))
     elif not sources.is_folder(entry.source) and (what := names.wrong_kinds([entry.staged_name])):
-        hint = f'"file_name" says what it is called on the storage: NAME.jsonl, or {" ".join(corpus.EXTENSIONS)}'
+        hint = f'"file_name" says what it is called on the storage: NAME.jsonl, or {" ".join(names.EXTENSIONS)}'
         yield of(Problem(f"'{entry.staged_name}': {what}", where, hint, "registry-file"))
 
 

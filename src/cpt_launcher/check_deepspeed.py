@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from cpt_launcher import schema
 from cpt_launcher.arguments import Arguments
 from cpt_launcher.errors import Problem
 from cpt_launcher.findings import Finding, Severity, of
@@ -11,18 +12,11 @@ from cpt_launcher.schema import load
 from cpt_launcher.suggest import unknown
 from cpt_launcher.yamlfile import Document
 
-SIGNS = ("zero_optimization", "train_micro_batch_size_per_gpu", "train_batch_size", "zero_allow_untested_optimizer")
-
-
-def is_deepspeed(values: Mapping[str, object]) -> bool:
-    """Whether a mapping is a DeepSpeed configuration."""
-    return any(key in values for key in SIGNS)
-
 
 def check(document: Document) -> Iterator[Finding]:
     """What can be said of the file alone."""
     values = document.value
-    if not isinstance(values, dict) or not is_deepspeed(values):
+    if not isinstance(values, dict) or not schema.is_deepspeed(values):
         yield _finding(document, "error", "ds-json", "not a DeepSpeed configuration", "it has zero_optimization")
         return
     for key, hint in unknown(values, load().deepspeed):

@@ -21,8 +21,6 @@ from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.records import MAX_RECORD, Report, judge
 from cpt_launcher.texts import LineCounter, TooLongError
 
-# LLaMA-Factory 0.9.3, extras/constants.py, FILEEXT2TYPE; lower case only.
-EXTENSIONS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")
 TEXTS = (".csv", ".json", ".jsonl", ".txt")
 TABLES = (".arrow", ".parquet")  # read where pyarrow is installed
 CHUNK = 4 << 20

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -383,3 +383,8 @@ def _cloud_copy(entry: Entry, storage: Path, column: str | None) -> Copy:
         raise DataError(Problem(what, str(entry.registry), wrong, "registry-file"))
     target = storage / ".cpt" / "uploads" / PurePosixPath(cloud).name
     return Copy(str(entry.source), target, column, cloud, sha256=entry.sha256)
+
+
+def any_remote(entries: Iterable[Mapping[str, object]]) -> bool:
+    """Whether LLaMA-Factory reads one of the entries' data from elsewhere itself."""
+    return any(key in fields for fields in entries for key in REMOTE_KEYS)

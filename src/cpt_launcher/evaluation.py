@@ -13,7 +13,7 @@ import yaml
 
 from cpt_launcher import checkpoints, child, disk, export, overlap, progress, subtask
 from cpt_launcher.assets import REGISTRY
-from cpt_launcher.dataset import Entry, read_registry
+from cpt_launcher.dataset import Entry, any_remote, read_registry
 from cpt_launcher.errors import ConfigError, DataError, Problem
 from cpt_launcher.exporting import gathered
 from cpt_launcher.history import Run
@@ -104,7 +104,7 @@ def evaluate(
     losses, tokens = [], 0
     for name, model in (("the base model", base), (f"step {chosen.step}", str(chosen.path))):
         say(f"evaluates {name}: {model}")
-        env = subtask.needed(environ, model, _entries(arguments, known))
+        env = subtask.needed(environ, model, remote=any_remote(_entries(arguments, known)))
         seen = progress.telling(say)
         found = _evaluate({**arguments, "model_name_or_path": model}, env, run.secrets, seen, on_cpu=on_cpu)
         losses.append(found["eval_loss"])

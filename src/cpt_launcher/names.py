@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from cpt_launcher.corpus import EXTENSIONS
-
+# LLaMA-Factory 0.9.3, extras/constants.py, FILEEXT2TYPE; lower case only.
+EXTENSIONS = (".arrow", ".csv", ".json", ".jsonl", ".parquet", ".txt")
 # What lies directly under the storage beside runs and data; `.cpt` is hidden, and so out of reach anyhow.
 RESERVED = ("dataset_info.json", "mlartifacts", "mlflow.db", "models", "tokenized")
 COMPRESSED = (".gz", ".zst")

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cpt_launcher import names
-from cpt_launcher.corpus import EXTENSIONS
 from cpt_launcher.dataset import Copy
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
+from cpt_launcher.names import EXTENSIONS
 
 _HINT = 'give it another name (a dataset: by its entry\'s "file_name")'
 

@@ -15,17 +15,16 @@ import yaml
 
 from cpt_launcher import (
     assets,
-    check_deepspeed,
     check_secrets,
     child,
     dataset,
     derive,
     heldout,
     manifest,
+    mlflow_address,
     places,
     schema,
     tokenized,
-    tracker,
     urls,
     yamlfile,
 )
@@ -300,8 +299,8 @@ def _mlflow_env(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str]
 
 def _secrets(config: RunConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Those that the config names; with MLflow's address goes what was taken out of it."""
-    known = tracker.apart(environ, config.mlflow.uri if config.mlflow else None)
-    account = [name for name in tracker.ACCOUNT if known.get(name)] if tracker.URI in config.secrets else []
+    known = mlflow_address.apart(environ, config.mlflow.uri if config.mlflow else None)
+    account = (name for name in mlflow_address.ACCOUNT if known.get(name) and mlflow_address.URI in config.secrets)
     return tuple(dict.fromkeys((*config.secrets, *account)))
 
 
@@ -341,7 +340,7 @@ def _is_deepspeed(path: Path) -> bool:
         value = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _SMALL else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict) and check_deepspeed.is_deepspeed(value)
+    return isinstance(value, dict) and schema.is_deepspeed(value)
 
 
 def describe(plan: Plan, environ: Mapping[str, str], alone: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from cpt_launcher import child, corpus, disk, preflight, subtask, token_count
+from cpt_launcher import child, corpus, dataset, disk, preflight, subtask, token_count
 from cpt_launcher.attempt import Show
 from cpt_launcher.config import RunConfig
 from cpt_launcher.errors import DataError, Problem
@@ -42,7 +42,7 @@ def _make(plan: Plan, name: str, environ: Mapping[str, str]) -> dict[str, object
     layout = plan.layout
     target, part = layout.tokenized(name), layout.tokenized(f".{name}.part")
     recipe = layout.tokenized(f".{name}.yaml")
-    kept = subtask.needed(environ, plan.model, plan.entries.values(), plan.secrets)
+    kept = subtask.needed(environ, plan.model, plan.secrets, remote=dataset.any_remote(plan.entries.values()))
     env = {key: value for key, value in kept.items() if key not in (*UNSET, "USE_RAY")} | {"DS_ACCELERATOR": "cpu"}
     argv = child.argv("cpt_launcher.tokenizing", str(recipe), str(part))
     disk.require_no_foreign_links(layout.storage, part)

@@ -16,11 +16,11 @@ from cpt_launcher import (
     disk,
     launch,
     manifest,
+    mlflow_address,
     preflight,
     record,
     resumption,
     stage,
-    tracker,
 )
 from cpt_launcher.attempt import Attempt, Ended, Show
 from cpt_launcher.checkpoints import Checkpoint
@@ -115,7 +115,7 @@ def run(
     """
     options = options or Options()
     instead = config.mlflow.uri if isinstance(config, RunConfig) and config.mlflow else None
-    environ = tracker.apart(environ, instead)
+    environ = mlflow_address.apart(environ, instead)
     layout = Layout(config.storage, choose_run(config, fresh=options.fresh, name=options.name))
     plan = plan_run(config, environ, layout.run)
     ready = preflight.check(plan, environ, skip=options.skip)

@@ -11,6 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+DEEPSPEED_SIGNS = (
+    "zero_optimization",
+    "train_micro_batch_size_per_gpu",
+    "train_batch_size",
+    "zero_allow_untested_optimizer",
+)
 DATA = Path(__file__).resolve().parent / "data"
 
 
@@ -78,3 +84,8 @@ def rules() -> dict[str, str]:
     """Every rule of `cpt validate`: its stable id, and what it says in one line."""
     found: dict[str, str] = json.loads((DATA / "rules.json").read_text(encoding="utf-8"))
     return found
+
+
+def is_deepspeed(values: Mapping[str, object]) -> bool:
+    """Whether a mapping is a DeepSpeed configuration."""
+    return any(key in values for key in DEEPSPEED_SIGNS)

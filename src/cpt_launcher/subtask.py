@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cpt_launcher import launch
-from cpt_launcher.dataset import REMOTE_KEYS
 from cpt_launcher.errors import CptError, InterruptedRunError, Problem, TrainingError
 from cpt_launcher.explain import explain
 from cpt_launcher.secrets import redact, telling, values
@@ -20,18 +19,19 @@ LINES, WORDS = 2000, 40
 def needed(
     environ: Mapping[str, str],
     model: str = "/",
-    entries: Iterable[Mapping[str, object]] = (),
     secrets: Sequence[str] = (),
+    *,
+    remote: bool = False,
 ) -> dict[str, str]:
     """`environ` without secrets that the work has no need of.
 
     Args:
         model: a hub's may need the hub's token, and the way there (a proxy's address can hold a password); a folder
             needs neither.
-        entries: the dataset registry's, of what it reads; with remote ones among them all secrets stay.
         secrets: names that the config gives beside those that sound like one.
+        remote: it reads data from elsewhere: all secrets stay.
     """
-    if any(key in entry for entry in entries for key in REMOTE_KEYS):
+    if remote:
         return dict(environ)
     hidden = {*secrets, *values((), environ), *(name for name, value in environ.items() if telling(name, value))}
     if not model.startswith("/"):

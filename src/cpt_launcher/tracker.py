@@ -7,16 +7,14 @@ import contextlib
 import logging
 import os
 import re
-import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cpt_launcher import urls
 from cpt_launcher.errors import Problem
+from cpt_launcher.mlflow_address import ACCOUNT, URI, apart, fault_of, is_server
 
-URI = "MLFLOW_TRACKING_URI"
-ACCOUNT = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 SECONDS = "5"
 ARTIFACTS = "mlartifacts"
 # Its client's own patience is minutes long, and workers would wait for it.
@@ -87,29 +85,14 @@ def _replace(settings: Mapping[str, str]) -> None:
     os.environ.update(settings)
 
 
-def apart(environ: Mapping[str, str], instead: str | None = None) -> Mapping[str, str]:
-    """The environment with user and password taken out of MLFLOW_TRACKING_URI, which MLflow prints at a run's end, and
-    put where its client looks for them too. A run that tracks to another address, `instead`, does not get them: they
-    are not for that server. What is no valid address of a server stays as it is.
-    """
-    uri = environ.get(URI, "")
-    if not _is_server(uri) or _fault(uri) or "@" not in (parts := urllib.parse.urlsplit(uri)).netloc:
-        return environ
-    clean = {**environ, URI: parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()}
-    if parts.username and parts.password and not instead:
-        given = (parts.username, parts.password)
-        clean |= dict(zip(ACCOUNT, map(urllib.parse.unquote, given), strict=True))
-    return clean
-
-
 def reach(environ: Mapping[str, str]) -> Problem | None:
     """Ask the server in MLFLOW_TRACKING_URI for an experiment, through MLflow's own client, so that an account which
     it takes is taken here. Files and databases, and Databricks by profile, are not asked.
     """
     uri = environ.get(URI, "")
-    if not _is_server(uri):
+    if not is_server(uri):
         return None
-    if (fault := _fault(uri)) is not None:
+    if (fault := fault_of(uri)) is not None:
         hint = f"export {URI}=http://HOST:PORT, and {' and '.join(ACCOUNT)}"
         return Problem(f"MLflow's address cannot be used: {fault}", urls.shown(uri), hint)
     environ = {"MLFLOW_HTTP_REQUEST_TIMEOUT": SECONDS, **apart(environ), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -151,20 +134,3 @@ def _refused(error: Exception, place: str) -> Problem:
         cause = behind
     reason = urls.shown(str(cause).splitlines()[0] if str(cause) else type(cause).__name__)
     return Problem(f"MLflow cannot be reached: {reason}", place, "check tracking.mlflow.uri and the network")
-
-
-def _is_server(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _fault(uri: str) -> str | None:
-    """Why this is no address of a server. Nothing of it is in the answer, since a password may be."""
-    what = "it is no valid URL (a password with any of /?#[]@ in it must be percent-encoded)"
-    try:
-        parts = urllib.parse.urlsplit(uri)
-        is_whole = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return what
-    if not is_whole or "@" in parts.path + parts.query + parts.fragment or re.search(r"\s", uri):
-        return what
-    return "it has a query or a fragment" if parts.query or parts.fragment else None

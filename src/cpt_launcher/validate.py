@@ -135,7 +135,7 @@ class _Checker:
         self.found[before:] = check_trust.spoken(self.found[before:], document)
 
     def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
-        if check_deepspeed.is_deepspeed(values):
+        if schema.is_deepspeed(values):
             self.found += check_deepspeed.check(document)
         elif reader.is_plain(values):
             self._plain(document, values)
