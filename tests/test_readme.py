@@ -63,7 +63,8 @@ def test_the_failures_page_names_only_rules_that_exist() -> None:
     named = {
         name for row in page.splitlines() for name in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row.rpartition(" | ")[2])
     }
-    causes = {row["id"] for row in json.loads((REPOSITORY / "src" / "cpt_launcher" / "data" / "causes.json").read_text())}
+    known = REPOSITORY / "src" / "cpt_launcher" / "data" / "causes.json"
+    causes = {row["id"] for row in json.loads(known.read_text())}
     assert named <= {*schema.rules(), *preflight.names(), *causes}
     rows = [number for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in cell.split(", ")]
     assert sorted(map(int, rows)) == list(range(1, 103))
