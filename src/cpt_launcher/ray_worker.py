@@ -21,6 +21,7 @@ from cpt_launcher.after_import import AfterImport
 HOOK = "cpt_launcher.ray_worker.setup"
 KEEP, NEXT_HOOK, SECRETS_KEY, TOKENS = "CPT_KEEP", "CPT_NEXT_HOOK", "CPT_SECRETS_KEY", "CPT_TOKENS"
 RUN_NAME = "CPT_RUN_NAME"
+RESUMED = "resumed."  # begins the MLflow tags that have a resumed run's changed parameters
 MARKER = "cpt-complete.json"
 RENDEZVOUS = "torch.distributed.rendezvous"
 INTEGRATIONS = "transformers.integrations.integration_utils"
@@ -185,14 +186,16 @@ def _evaluate_once(module: Any) -> None:
 
 def _tolerate(module: Any) -> None:
     """What the MLflow callback of transformers 4.52 needs. It raises where its server is gone, and would end the
-    training; it renames the run after the output folder; and it ends the run before LLaMA-Factory's last evaluation,
-    whose figures MLflow would then put into a new one. The launcher ends it.
+    training; it renames the run after the output folder; it sends the parameters of a resumed run anew; and it ends
+    the run before LLaMA-Factory's last evaluation, whose figures MLflow would then put into a new one. The launcher
+    ends it.
     """
     kind = module.MLflowCallback
     setup, log = kind.setup, kind.on_log
 
     def named_setup(self: Any, args: Any, state: Any, model: Any) -> None:
         args.run_name = os.environ.get(RUN_NAME) or args.run_name
+        self._ml_flow = _Resumed(self._ml_flow)
         setup(self, args, state, model)
 
     def flushed_log(self: Any, *arguments: Any, **named: Any) -> None:
@@ -212,16 +215,39 @@ def _tolerate(module: Any) -> None:
         kind.on_train_end = _surviving(kind.on_train_end)
 
 
+class _Resumed:
+    """The mlflow module, for a run that may have parameters already. MLflow lets nobody change one, and refuses all
+    that are sent with it: a resumed run's new values become tags instead.
+    """
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mlflow, name)
+
+    def log_params(self, params: dict[str, object], **named: Any) -> None:
+        """Log those that the run has not; tag those whose newest value is another one, and say so."""
+        known = self._mlflow.get_run(self._mlflow.active_run().info.run_id).data
+        self._mlflow.log_params({name: value for name, value in params.items() if name not in known.params}, **named)
+        newest = {name: known.tags.get(f"{RESUMED}{name}", value) for name, value in known.params.items()}
+        changed = {name: params[name] for name in params if name in newest and str(params[name]) != newest[name]}
+        if changed:
+            self._mlflow.set_tags({f"{RESUMED}{name}": value for name, value in changed.items()}, **named)
+            names = ", ".join(changed)
+            sys.stderr.write(f"cpt: MLflow keeps a run's first parameters; tags {RESUMED}* have the new {names}\n")
+
+
 def _surviving(inner: Callable[..., None]) -> Callable[..., None]:
     def call(self: Any, *arguments: Any, **named: Any) -> None:
         if getattr(self, "_cpt_lost", False):
             return
         try:
             inner(self, *arguments, **named)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training continues
             self._cpt_lost = self._initialized = True
             self._auto_end_run = False
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            sys.stderr.write(f"cpt: MLflow is lost, and the training goes on without it ({reason})\n")
+            sys.stderr.write(f"cpt: MLflow is lost, and the training continues without it ({reason})\n")
 
     return call
