@@ -65,6 +65,29 @@ def test_every_difference_and_which_of_the_two_holds() -> None:
     assert list(resumption.compare({"model_name_or_path": "some/model"}, {"model_name_or_path": fetched})) == []
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "is_said"),
+    [
+        ("a@but-random-5pc-of-9-seed-42-b2", "a@random-5pc-of-9-seed-42-c3", True),
+        ("a", "a@random-5pc-of-9-seed-42-c3", True),
+        (["b", "a@but-last-5pc"], ["b@last-5pc", "a@last-5pc"], True),
+        ("a@but-last-5pc", "b", False),
+        ("a", None, False),
+    ],
+)
+def test_held_out_text_that_was_trained_on_is_said(before: object, now: object, is_said: bool) -> None:
+    changes = resumption.compare({"dataset": before, "eval_dataset": "c"}, {"dataset": "x", "eval_dataset": now})
+    (said,) = (str(change) for change in changes if change.name == "eval_dataset")
+    assert ("some of what is held out now may have been trained on" in said) == is_said
+
+
+def test_a_resumed_run_with_another_sample_says_so(cpt: Cpt, workspace: Path, cut: Called) -> None:
+    assert cpt("run", "my.yaml", "eval={share: 0.05}").code == 1
+    assert "held out now" not in cpt("run", "my.yaml", "eval={share: 0.05}", "--dry-run").out
+    for other in (("eval={share: 0.1}",), ("eval={share: 0.05}", "train.seed=7")):
+        assert "some of what is held out now may have been trained on" in cpt("run", "my.yaml", *other, "--dry-run").out
+
+
 def test_a_changed_learning_rate_is_named_and_the_checkpoints_is_recorded(
     cpt: Cpt, workspace: Path, cut: Called
 ) -> None:

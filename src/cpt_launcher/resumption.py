@@ -19,7 +19,7 @@ from cpt_launcher.layout import Layout
 from cpt_launcher.plan import Plan
 from cpt_launcher.ray_worker import MARKER
 
-Effect = Literal["kept", "data", "schedule", "new"]
+Effect = Literal["kept", "data", "schedule", "seen", "new"]
 # What transformers 4.52.4 and DeepSpeed 0.16.9 take from a checkpoint, whatever the arguments say. The scheduler's
 # state holds its base rates, but not its shape nor its length (torch, LambdaLR.state_dict). The optimizer's holds the
 # settings of its groups (torch, Optimizer.load_state_dict; deepspeed/runtime/zero/stage3.py, `_rigid_load_state_dict`).
@@ -43,7 +43,7 @@ PLACES = ("output_dir", "dataset_dir", "ray_run_name", "ray_storage_path", "toke
 @dataclass(frozen=True)
 class Change:
     """An argument that is not what it was. `effect`: the checkpoint's stays in force; or the new one holds, and changes
-    the order of the data, or the learning-rate schedule; or it just holds.
+    the order of the data, or the learning-rate schedule, or holds out what was trained on; or it just holds.
     """
 
     name: str
@@ -56,6 +56,10 @@ class Change:
             "kept": f"the checkpoint's {self.before} stays in force; --fresh starts over with yours",
             "data": "in force from here; other batches come, so some text may be seen twice or not at all",
             "schedule": "in force from here, and the learning rate follows the new schedule",
+            "seen": (
+                "in force from here; some of what is held out now may have been trained on, so its loss is not one of"
+                " unseen text, and not comparable with those before; --fresh starts over"
+            ),
             "new": "in force from here",
         }
         return f"{self.name} {self.before} -> {self.now}: {holds[self.effect]}"
@@ -131,13 +135,27 @@ def compare(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator
         old, new = _value(before, name), _value(now, name)
         if name in PLACES or _same(name, old, new):
             continue
-        yield Change(name, old, new, _effect(name, old))
+        effect = "seen" if name == "eval_dataset" and _is_seen(before, now) else _effect(name, old)
+        yield Change(name, old, new, effect)
 
 
 def _effect(name: str, old: object) -> Effect:
     if name in KEPT and old is not None:
         return "kept"
     return "data" if name in DATA else "schedule" if name in SCHEDULE else "new"
+
+
+def _is_seen(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    """Whether what is held out now is another part of a dataset that was trained on (`NAME@...`), or all of it."""
+    trained = {name.partition("@")[0] for name in _names(before, "dataset")}
+    other = _names(now, "eval_dataset") - _names(before, "eval_dataset")
+    return any(name.partition("@")[0] in trained for name in other)
+
+
+def _names(arguments: Mapping[str, object], key: str) -> set[str]:
+    """The datasets of an argument, which LLaMA-Factory takes as a list or with commas."""
+    value = arguments.get(key) or []
+    return {str(name).strip() for name in (value if isinstance(value, list) else str(value).split(","))}
 
 
 def _value(arguments: Mapping[str, object], name: str) -> object:
