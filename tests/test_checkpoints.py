@@ -66,7 +66,19 @@ def test_a_missing_file_or_marker_makes_it_incomplete(tmp_path: Path) -> None:
     save(tmp_path, 6, marked=False)
     five, six = checkpoints.find(tmp_path, marked=True)
     assert five.missing == "rng_state_1.pth is missing"
-    assert six.missing == "cpt-complete.json is missing"
+    assert six.missing == "not written to its end: cpt-complete.json is missing"
+
+
+def test_of_one_that_lost_files_it_is_said_which(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    for name, missing in (
+        ("rng_state_0", "rng_state_0.pth is"),
+        ("rng_state_1", "rng_state_0.pth and 1 more are"),
+    ):
+        (folder / f"{name}.pth").unlink()
+        assert checkpoints.read(folder, marked=True).missing == f"{missing} missing"
+    (said,) = checkpoints.clear(checkpoints.find(tmp_path, marked=True), remove=False)
+    assert said.startswith("checkpoint-5 is incomplete (rng_state_0.pth and 1 more are missing); it is now ")
 
 
 def test_without_markers_the_files_decide(tmp_path: Path) -> None:
@@ -100,7 +112,8 @@ def test_the_newest_complete_one_is_chosen_and_what_is_newer_is_cleared(tmp_path
     assert newest is not None
     assert newest.step == 20
     said = checkpoints.clear(broken, remove=False)
-    assert said[0].startswith("checkpoint-30 was not written to its end (cpt-complete.json is missing); it is now ")
+    why = "not written to its end: cpt-complete.json is missing"
+    assert said[0].startswith(f"checkpoint-30 is incomplete ({why}); it is now ")
     assert len(list(tmp_path.glob("checkpoint-30.*"))) == 1
     save(tmp_path, 40, marked=False)
     _, broken = checkpoints.choose(tmp_path, 2, marked=True)

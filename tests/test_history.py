@@ -75,6 +75,8 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
         {"event": "phase", "phase": "x"}, {"event": "checkpoint", "step": 20, "bytes": 2_000_000}, step(15, 4.5),
     ]  # fmt: skip
     layout.events.write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "st')
+    save(layout.output, 20)
+    save(layout.output, 30, marked=False)
     run = history.load(layout)
     assert [event["step"] for event in run.steps] == [10, 15]
     done = cpt("status", layout.run_dir)
@@ -84,7 +86,7 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
         "  loss         5.0000 -> 4.5000\n"
         "  tokens/s     3,000 (1,500 per worker)\n"
         "  left         0:01:05\n"
-        "  checkpoint   step 20 (2.0 MB)\n"
+        "  checkpoint   step 20 (2.0 kB)\n"
         f"  started      2026-11-23T09:00:00+00:00 on {socket.gethostname()} by me\n"
         "  restarts     2, the last 2026-11-23T10:00:00+00:00\n"
         "    x (at step 3)\n"
@@ -98,6 +100,27 @@ def test_status_and_runs(cpt: Cpt, layout: Layout) -> None:
         ["broken", "unreadable", "-", "-"],
     ]
     assert json.loads(cpt("status", "first", "--storage", layout.storage, "--json").out)["last_step"]["step"] == 15
+
+
+def test_status_names_the_checkpoint_that_is_resumed_from(cpt: Cpt, layout: Layout) -> None:
+    def said() -> tuple[str, object]:
+        text = cpt("status", layout.run_dir).out
+        of = json.loads(cpt("status", layout.run_dir, "--json").out)["saved"]
+        return "".join(line for line in text.splitlines(True) if "heckpoint" in line or "incomplete" in line), of
+
+    write(layout, state="failed")
+    event = {"event": "checkpoint", "step": 30, "bytes": 5}
+    layout.events.write_text(json.dumps(event) + "\n")
+    assert said() == ("  checkpoint   step 30 is gone\n", None)
+    for number in (20, 30):
+        save(layout.output, number)
+    assert (said()[0].startswith("  checkpoint   step 30 ("), said()[1]) == (True, event)
+    (layout.output / "checkpoint-30" / "rng_state_1.pth").unlink()
+    text, saved = said()
+    assert text.partition("\n")[0].startswith("  checkpoint   step 20 (")
+    assert text.endswith("\n  incomplete   step 30: rng_state_1.pth is missing\n")
+    assert isinstance(saved, dict)
+    assert (saved["step"], saved["path"]) == (20, str(layout.output / "checkpoint-20"))
 
 
 def test_a_run_is_found_by_folder_config_and_name(

@@ -163,7 +163,7 @@ def test_a_half_written_checkpoint_is_set_aside(cpt: Cpt, workspace: Path, stand
     (output / "checkpoint-10" / "trainer_state.json").write_text('{"global_step": 10}')
     (output / "checkpoint-10" / "optimizer.pt").touch()
     done = cpt("run", "my.yaml")
-    assert "checkpoint-30 was not written to its end" in done.err
+    assert "checkpoint-30 is incomplete (" in done.err
     assert f"resumes from {output}/checkpoint-10, step 10\n" in done.err
     left = {path.name.partition(".")[0] + "." * ("." in path.name) for path in output.glob("checkpoint-*0*")}
     assert left == {"checkpoint-10", "checkpoint-20.", "checkpoint-30."}

@@ -121,7 +121,7 @@ def test_a_run_survives_signals_kills_and_a_cut_checkpoint(
     os.truncate(victim, chance.randrange(victim.stat().st_size))
 
     hit = Started(place, *arguments, "--retries", "2", log=tmp_path / "retries")
-    hit.until(lambda: f"{newest.name} was not written to its end" in hit.said(), "the cut checkpoint set aside")
+    hit.until(lambda: f"{newest.name} is incomplete" in hit.said(), "the cut checkpoint set aside")
     hit.until(lambda: "resumes from" in hit.said(), "resumed")
     before = max(losses(output))
     hit.until(lambda: "step " in hit.said(), "a step")

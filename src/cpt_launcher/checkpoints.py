@@ -76,18 +76,15 @@ def choose(output: Path, workers: int, *, marked: bool) -> tuple[Checkpoint | No
 
 
 def clear(broken: Sequence[Checkpoint], *, remove: bool) -> list[str]:
-    """Rename half-written checkpoints, or `remove` them where the disk is full; says what was done with each."""
+    """Rename incomplete checkpoints, or `remove` them where the disk is full; says what was done with each."""
     said = []
     for item in broken:
+        what = f"{item.path.name} is incomplete ({item.missing})"
         if remove:
             disk.remove_tree(item.path)
-            said.append(
-                f"{item.path.name} was not written to its end ({item.missing}) and is removed: the disk is full"
-            )
+            said.append(f"{what} and is removed: the disk is full")
         else:
-            said.append(
-                f"{item.path.name} was not written to its end ({item.missing}); it is now {disk.set_aside(item.path)}"
-            )
+            said.append(f"{what}; it is now {disk.set_aside(item.path)}")
     return said
 
 
@@ -150,7 +147,7 @@ def read(path: Path, *, marked: bool = False, copied: bool = False) -> Checkpoin
         rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
         step, workers = state.get("global_step"), len(_named(sizes, "rng_state*.pth")) or None
         loss = next((row["loss"] for row in reversed(rows) if "loss" in row), None)
-        missing = f"{MARKER} is missing" if marked else _unfinished(sizes, state)
+        missing = f"not written to its end: {MARKER} is missing" if marked else _unfinished(sizes, state)
     shards = _named(sizes, "global_step*/*_optim_states.pt")
     parameters = _named(sizes, "global_step*/zero_pp_rank_*_model_states.pt")
     return Checkpoint(
@@ -194,10 +191,10 @@ def _damage(files: object, sizes: Mapping[str, int]) -> str:
     """What of a marker's files is not as it says. Only files of the folder count, whatever a marker names."""
     if not isinstance(files, dict) or not files:
         return f"{MARKER} names no files"
+    if gone := [PurePosixPath(name).name for name in files if name not in sizes]:
+        return f"{gone[0]} is missing" if len(gone) == 1 else f"{gone[0]} and {len(gone) - 1} more are missing"
     for name, size in files.items():
-        have = sizes.get(name)
-        if have is None:
-            return f"{PurePosixPath(name).name} is missing"
+        have = sizes[name]
         if have != size:
             return f"{PurePosixPath(name).name} has {have:,} bytes of {f'{size:,}' if jsontext.is_count(size) else '?'}"
     return ""

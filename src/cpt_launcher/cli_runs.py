@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -30,10 +31,13 @@ def runs(storage: Storage = None, as_json: AsJson = False) -> None:
 def status(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
     """What a run is doing, or how it ended."""
     found = history.find(run, storage, os.environ)
+    items = saved.find(_output(found), marked=found.record.get("checkpoints") == "marked")
     if as_json:
-        terminal.as_json(_as_json(found))
+        whole = {item.path.name for item in items if item.complete}
+        was = found.saved and f"checkpoint-{found.saved['step']}"
+        terminal.as_json({**_as_json(found), "saved": found.saved if was in whole else _newest(items)})
     else:
-        terminal.status(found)
+        terminal.status(found, items)
 
 
 def logs(
@@ -57,10 +61,8 @@ def logs(
 def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
     """A run's checkpoints, and which can be resumed from."""
     found = history.find(run, storage, os.environ)
-    output = found.record.get("output")
-    folder = Path(str(output)) if output else found.layout.output
     marked = found.record.get("checkpoints") == "marked"
-    items = saved.find(folder, found.layout.run_dir, marked=marked)
+    items = saved.find(_output(found), found.layout.run_dir, marked=marked)
     workers = found.record.get("workers")
     count = workers if isinstance(workers, int) else 1
     if as_json:
@@ -87,6 +89,20 @@ def doctor(storage: Storage = None, as_json: AsJson = False) -> None:
         places = ["this machine" if item.name != "storage" else item.has.partition(",")[0] for item in lacking]
         problems = zip(lacking, places, strict=True)
         raise kind(*(Problem(f"{item.name}: {item.lacks}", place, item.hint) for item, place in problems))
+
+
+def _output(run: history.Run) -> Path:
+    """Where its checkpoints are."""
+    output = run.record.get("output")
+    return Path(str(output)) if output else run.layout.output
+
+
+def _newest(items: Sequence[saved.Checkpoint]) -> dict[str, object] | None:
+    """The newest complete checkpoint, as the event of its saving."""
+    for item in reversed(items):
+        if item.complete:
+            return {"event": "checkpoint", "step": item.step, "bytes": item.size, "path": str(item.path)}
+    return None
 
 
 def _text(log: Path) -> str:

@@ -123,13 +123,12 @@ def runs(found: Sequence[Run]) -> None:
     table(rows)
 
 
-def status(run: Run) -> None:
-    """What a run is doing, or how it ended."""
+def status(run: Run, saved: Sequence[Checkpoint]) -> None:
+    """What a run is doing, or how it ended; `saved`: the checkpoints that are there, oldest first."""
     record, now = run.record, time.time()
     state = {"lost": "lost: its launcher is gone"}.get(run.state, run.state)
     lines = [f"Run {run.layout.run}: {', '.join((state, *_phase(run, now)))}", *_training(run, now)]
-    if run.saved:
-        lines.append(f"  checkpoint   step {run.saved['step']} ({progress.size(run.saved.get('bytes'))})")
+    lines += _saved(run, saved)
     if record.get("cause"):
         lines.append(f"  cause        {record['cause']}")
     lines += _starts(record)
@@ -199,6 +198,18 @@ def _evaluations(run: Run) -> list[str]:
     names = ["base model" if first["step"] == 0 else f"step {first['step']}"]
     names += ["trained" if last["step"] == end else f"step {last['step']}"] if last is not first else []
     return [_losses(*((name, event["loss"]) for name, event in zip(names, (first, last), strict=False)))]
+
+
+def _saved(run: Run, saved: Sequence[Checkpoint]) -> list[str]:
+    """The newest complete checkpoint, and what newer ones lack, but while the run may be writing them."""
+    newest = next((item for item in reversed(saved) if item.complete), None)
+    lines = [f"  checkpoint   step {newest.step} ({progress.size(newest.size)})"] if newest else []
+    for item in saved if run.state != "running" else ():
+        if newest is None or item.step > newest.step:
+            lines.append(f"  incomplete   step {item.step}: {item.missing}")
+    if run.saved and not lines:
+        lines = [f"  checkpoint   step {run.saved['step']} is gone"]
+    return lines
 
 
 def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
