@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -327,3 +329,18 @@ def test_data_that_is_not_there(cpt: Cpt, workspace: Path, fields: dict[str, obj
     assert f"{severity}[registry-file]: the data of 'corpus' is not there" in said
     assert hint in said
     assert ("relative to" in said) is ("relative to" in hint)
+
+
+@pytest.mark.parametrize("start", [["-m", "cpt_launcher"], ["-c", "from cpt_launcher.__main__ import main; main()"]])
+def test_ctrl_c_during_import_is_quiet(tmp_path: Path, start: list[str]) -> None:
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # as from a terminal
+    slow = f"import signal, time\n{heard}\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(slow)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, *start, "--version"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "importing\n"
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=30) == ("", "")
+    assert running.returncode == 130

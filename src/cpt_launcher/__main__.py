@@ -1,5 +1,17 @@
-"""``python -m cpt_launcher`` is ``cpt``."""
+"""The command `cpt`, which is also ``python -m cpt_launcher``."""
 
-from cpt_launcher.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it quietly while it is still being imported, too."""
+    try:
+        from cpt_launcher import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
