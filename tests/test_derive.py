@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cpt_launcher.derive import BYTES_PER_TOKEN, evaluation, packing
+from cpt_launcher.derive import BYTES_PER_TOKEN, Packing, evaluation, packing
 
 
 def lost_blocks(lengths: list[int], block: int, processes: int, batch: int) -> int:
@@ -50,3 +50,7 @@ def test_what_is_held_out_is_evaluated_first_and_at_every_save() -> None:
     assert evaluation(("a",), {}, "gpu")["eval_steps"] == 500
     assert evaluation(("a",), {**train, "enable_liger_kernel": True}, "gpu")["per_device_eval_batch_size"] == 1
     assert evaluation(("a",), train, "cpu")["per_device_eval_batch_size"] == 1
+
+
+def test_one_document_is_no_plural() -> None:
+    assert str(Packing(1, 1, 1, 1)).startswith("packs batches of 1 document in one process: ")

@@ -57,7 +57,7 @@ def test_tokens_are_counted_before_and_after_packing(tmp_path: Path, monkeypatch
     total = token_count.total([*file.read_text().splitlines(), "", "{half"])
     assert total == {"documents": 2, "tokens_in": 7, "blocks": 1, "tokens": 4, "lost": 3, "end_of_text": "<eos>"}
     assert token_count.describe(total) == (
-        "7 tokens in 2 documents, packed into 1 blocks (42.86% lost); documents end in <eos>"
+        "7 tokens in 2 documents, packed into 1 block (42.86% lost); documents end in <eos>"
     )
     assert token_count.total([json.dumps({"part": "held_out"})]) is None
 
@@ -68,3 +68,9 @@ def test_rows_that_are_none_are_passed_over() -> None:
     total = token_count.total([good, *bad])
     assert total is not None
     assert (total["documents"], total["lost"]) == (1, 1)
+
+
+def test_one_is_no_plural() -> None:
+    one = {"tokens_in": 1, "documents": 1, "blocks": 1, "lost": 0, "end_of_text": "<end>"}
+    assert token_count.describe(one).startswith("1 token in 1 document, packed into 1 block (")
+    assert token_count.describe_trained({"steps": 1, "tokens": 2_000}) == "2,000 tokens in 1 step"

@@ -142,7 +142,7 @@ def test_nothing_follows_a_redirect(server: Server, other: Server, host: str, co
 
 
 def test_where_redirects_are_allowed_credentials_do_not_follow(server: Server, other: Server) -> None:
-    """In workers and by the user's own setting, MLflow's client goes on, but leaves its credentials behind."""
+    """In workers and by the user's own setting, MLflow's client works, but leaves its credentials behind."""
     server.code, server.to = 307, f"http://localhost:{other.server_address[1]}"
     allowed = {"MLFLOW_ALLOW_HTTP_REDIRECTS": "true"}
     reach(f"http://u:s3cretpw@{server.place}/mlflow", **allowed)

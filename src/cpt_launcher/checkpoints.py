@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from cpt_launcher import disk, jsontext, safe_open
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.ray_worker import MARKER
+from cpt_launcher.records import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Checkpoint:
         if not self.has_optimizer:
             return "it holds weights only"
         if self.workers not in (None, workers):
-            return f"it was written by {self.workers} workers, and DeepSpeed resumes only with as many"
+            return f"it was written by {counted(self.workers or 0, 'worker')}, and DeepSpeed resumes only with as many"
         return ""
 
 

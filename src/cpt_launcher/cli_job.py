@@ -93,7 +93,7 @@ def _ray(config: Path, overrides: list[str], out: Path | None, address: str, do:
     if number is None:
         raise ConfigError(Problem(f"--do {do} of which job?", "command line", "--id ID, as submit has said"))
     if do in ("submit", "logs"):
-        with launch.interruptible(f"the job goes on; end it with --do stop --id {number}"):
+        with launch.interruptible(f"the job keeps running; end it with --do stop --id {number}"):
             job_ray.follow(connected, number, typer.echo)
     elif do == "status":
         typer.echo(job_ray.describe(job_ray.status(connected, number)))

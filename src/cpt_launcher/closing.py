@@ -75,7 +75,7 @@ class Recording:
 
 @contextlib.contextmanager
 def recording(plan: Plan, environ: Mapping[str, str], started: Record, say: Say) -> Iterator[Recording]:
-    """Whatever ends the context is recorded as the run's end, and goes on: a CptError with its exit code, a bug as a
+    """Whatever ends the context is recorded as the run's end, and propagates: a CptError with its exit code, a bug as a
     failure that has its name.
     """
     running = Recording(plan, environ, started, say)
@@ -110,7 +110,7 @@ def open_tracking(plan: Plan, environ: Mapping[str, str], known: str | None, say
 
 
 def settings(run: str, mlflow_run: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """Variables that have the workers' MLflow go on in that run, and not wait for a server that is gone."""
+    """Variables that have the workers' MLflow continue that run, and not wait for a server that is gone."""
     patience = {name: environ.get(name, value) for name, value in tracker.PATIENCE.items()}
     return {"MLFLOW_RUN_ID": mlflow_run, RUN_NAME: run, **patience} if mlflow_run else {}
 

@@ -25,7 +25,7 @@ OUR_KEYS = ("source", "sha256", "per_line")  # LLaMA-Factory has no use for them
 class Entry:
     """One dataset: its registry fields without `OUR_KEYS`, the registry it stands in, and where its bytes are.
 
-    `source` is an URL or an absolute path; None where LLaMA-Factory fetches the data itself. `sha256`: of the content
+    `source` is a URL or an absolute path; None where LLaMA-Factory fetches the data itself. `sha256`: of the content
     that is expected, decompressed. `on_storage`: it stands in the storage's own registry, so that its data is there.
     """
 
@@ -100,7 +100,7 @@ def _is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Copy:
-    """One file to be on the storage: an URL or a path, where it goes, and if it is data, its text column.
+    """One file to be on the storage: a URL or a path, where it goes, and if it is data, its text column.
 
     With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first. `shard_of`:
     the source folder and its place, for one of a folder's files. `sha256`: of the content, if one is asked for.
@@ -169,7 +169,7 @@ def read_registry(path: Path) -> dict[str, Entry]:
             continue
         source = _source(fields, path.parent)
         if source is None and not any(key in fields for key in REMOTE_KEYS):
-            hint = 'give it "file_name" (a file beside the registry) or "source" (a path or an URL)'
+            hint = 'give it "file_name" (a file beside the registry) or "source" (a path or a URL)'
             problems.append(Problem(f"entry '{name}' has no file", document.where(name), hint, "registry-entry"))
         plain = {key: value for key, value in fields.items() if key not in OUR_KEYS}
         entries[name] = Entry(name, plain, path, source, _sha256(fields), per_line=fields.get("per_line") is True)

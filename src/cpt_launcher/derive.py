@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cpt_launcher import schema
+from cpt_launcher.records import counted
 
 BLOCKS_PER_BATCH = 1000  # a map batch loses less than one block: at most 0.1 %
 MOST_PROCESSES = 16
@@ -34,7 +35,7 @@ class Packing:
     def __str__(self) -> str:
         how = f"{self.processes} processes" if self.processes > 1 else "one process"
         lost = "one block is" if self.batches == 1 else f"{self.batches} of about {self.blocks:,} blocks are"
-        return f"packs batches of {self.batch:,} documents in {how}: at most {lost} lost"
+        return f"packs batches of {counted(self.batch, 'document')} in {how}: at most {lost} lost"
 
 
 def packing(train: Mapping[str, object], documents: int, text_bytes: int) -> Packing | None:

@@ -25,7 +25,7 @@ _HEADER = re.compile(r"^(?:.*\s)?Traceback \(most recent call last\):$")
 _FRAME = re.compile(r'^\s+File ".*", line \d+')
 _WRAPPED = "The above exception was the direct cause of the following exception"
 _DURING = "During handling of the above exception, another exception occurred"
-# Of Ray 2.60, where several Rays are on one machine; the training goes on.
+# Of Ray 2.60, where several Rays are on one machine; the training continues.
 _HARMLESS = re.compile(r"\(PlacementGroupCleaner pid=")
 _NOISE = ("TrainingFailedError", "SystemExit", "KeyboardInterrupt")
 

@@ -18,7 +18,7 @@ UNREADABLE = "unreadable"
 @dataclass(frozen=True)
 class Run:
     """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
-    went on after an end. `evaluating`: how far an evaluation that goes on is.
+    resumed after an end. `evaluating`: how far a running evaluation is.
     """
 
     layout: Layout

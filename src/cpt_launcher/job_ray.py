@@ -92,7 +92,9 @@ def follow(client: Any, job: str, say: Callable[[str], None]) -> None:
     shown = 0
     while True:
         info = status(client, job)
-        with _answers("the cluster does not show the job's log", job, f"the job may go on: --do logs --id {job}"):
+        with _answers(
+            "the cluster does not show the job's log", job, f"the job may still be running: --do logs --id {job}"
+        ):
             lines = client.get_job_logs(job).split("\n")
         over = info.status.is_terminal()
         for line in lines[shown : len(lines) if over else len(lines) - 1]:
@@ -144,7 +146,7 @@ def status(client: Any, job: str) -> Any:
 
 
 def stop(client: Any, job: str) -> bool:
-    """Ask the job to end; whether it was going on."""
+    """Ask the job to end; whether it was running."""
     status(client, job)
     with _answers("the cluster did not end the job", job, "ask again: --do stop"):
         return bool(client.stop_job(job))

@@ -76,7 +76,7 @@ class Layout:
 
     @property
     def heartbeat(self) -> Path:
-        """Touched every few seconds while the run goes on."""
+        """Touched every few seconds while the run lasts."""
         return self.run_dir / "cpt" / "heartbeat"
 
     @property

@@ -1,4 +1,4 @@
-"""A run while it goes on: a live view on a terminal, a line per logged step elsewhere, or the raw output."""
+"""A run in progress: a live view on a terminal, a line per logged step elsewhere, or the raw output."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cpt_launcher.errors import Problem
 from cpt_launcher.plan import Plan
+from cpt_launcher.records import counted
 
 MUST_HAVE = ("llamafactory", "deepspeed", "transformers", "torch")
 
@@ -89,7 +90,8 @@ def _resources(plan: Plan, cluster: Cluster) -> list[Problem]:
     absent = [name for name in wanted if not any(node.resources.get(name) for node in cluster.nodes)]
     how = " on one node" if strategy == "STRICT_PACK" else " on a node each" if strategy == "STRICT_SPREAD" else ""
     why = f": no node offers {', '.join(absent)}" if absent else ""
-    what = f"{plan.workers} workers of {_offer(wanted)} do not fit{how}{why}; Ray would wait for ever"
+    who = f"{counted(plan.workers, 'worker')} of {_offer(wanted)} {'does' if plan.workers == 1 else 'do'}"
+    what = f"{who} not fit{how}{why}; Ray would wait for ever"
     hint = f"the cluster has {'; '.join(describe(cluster))}. Set resources: to what it has, or add nodes"
     return [Problem(what, cluster.address, hint)]
 

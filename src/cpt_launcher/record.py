@@ -242,7 +242,7 @@ def read(layout: Layout) -> dict[str, object] | None:
     except (OSError, ValueError) as error:
         why = (error.strerror or error) if isinstance(error, OSError) else error
         place = quote(str(layout.run_json))
-        hint = f"move it aside if the run is not going on: mv {place} {place}.bad"
+        hint = f"move it aside if the run is not running: mv {place} {place}.bad"
         raise NotReadyError(Problem(f"cannot read it: {why}", str(layout.run_json), hint)) from None
     return known
 
@@ -251,7 +251,7 @@ def _sound(known: object) -> dict[str, object]:
     """What a run.json holds, without what is of another kind than a record's.
 
     Raises:
-        ValueError: it is no record, or of a run that is going on and does not say where.
+        ValueError: it is no record, or of a run that is running and does not say where.
     """
     if not isinstance(known, dict) or known.get("state") not in get_args(State):
         raise ValueError("it is no record of a run")
@@ -267,7 +267,7 @@ def _sound(known: object) -> dict[str, object]:
         wrong.append("trained_on")
     known = {key: value for key, value in known.items() if key not in wrong}
     if known["state"] == "running" and not {"host", "pid"} <= set(known):
-        raise ValueError("it does not say where the run is going on")
+        raise ValueError("it does not say where the run is running")
     return known
 
 

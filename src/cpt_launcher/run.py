@@ -188,7 +188,7 @@ def _started(
 
 
 def _until_it_ends(attempt: Attempt, running: closing.Recording, *, wait_for_room: bool) -> Results | None:
-    """Train, and after a failure that another try can mend, train on from the newest complete checkpoint.
+    """Train, and after a failure that another try can mend, resume from the newest complete checkpoint.
 
     Raises:
         TrainingError: it failed, and no other try can mend that.

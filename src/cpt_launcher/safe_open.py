@@ -49,7 +49,7 @@ def to_write(path: Path, mode: str, buffering: int = 0) -> IO[Any]:
 
 
 def part(path: Path) -> IO[bytes]:
-    """The beginning of a file, to be gone on with.
+    """The beginning of a file, to be resumed.
 
     Raises:
         OSError: it cannot be opened.
@@ -75,8 +75,8 @@ def part(path: Path) -> IO[bytes]:
 
 
 def _not_ours(path: Path, whose: int) -> StorageError:
-    what = f"a copy by {user_name(whose)}, still going on or interrupted, is in the way"
-    return StorageError(Problem(what, str(path), f"wait for that copy; if it is not going on, remove it: rm {path}"))
+    what = f"a copy by {user_name(whose)}, still running or interrupted, is in the way"
+    return StorageError(Problem(what, str(path), f"wait for that copy; if it is not running, remove it: rm {path}"))
 
 
 def lock_file(path: Path) -> IO[bytes]:

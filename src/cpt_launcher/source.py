@@ -34,7 +34,7 @@ _VERSIONS = (
 
 
 def refused(text: str) -> str | None:
-    """Why a text is no source, None if it is one: a path, or an URL of one of `SCHEMES`."""
+    """Why a text is no source, None if it is one: a path, or a URL of one of `SCHEMES`."""
     scheme, separator, _ = text.partition("://")
     if "::" in text:
         return "a chain of file systems (::) is no source"
@@ -45,11 +45,11 @@ def refused(text: str) -> str | None:
 
 def allowed() -> str:
     """What may be a source, in words."""
-    return f"use a path, or an URL of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+    return f"use a path, or a URL of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
 
 
 def path_of(text: str) -> str:
-    """A source without the query and fragment that an URL may have, where signatures stand: it ends in the name."""
+    """A source without the query and fragment that a URL may have, where signatures stand: it ends in the name."""
     marks = r"[?#]" if text.startswith(("http://", "https://")) else r"\?"
     return re.split(marks, text, maxsplit=1)[0] if "://" in text else text
 

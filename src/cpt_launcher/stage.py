@@ -215,8 +215,8 @@ class _Stager:
         return there
 
     def no_longer_there(self, copies: Sequence[Copy]) -> dict[Path, list[Path]]:
-        """Files in the datasets' folders, by folder, that their source folders have no more: LLaMA-Factory would go on
-        training on them.
+        """Files in the datasets' folders, by folder, that their source folders have no more: LLaMA-Factory would
+        still train on them.
 
         Raises:
             ConfigError: one that did not come from there, or was changed since: that is not ours to remove.

@@ -218,7 +218,7 @@ def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
     for item in items:
         loss = "-" if item.loss is None else f"{item.loss:.4f}"
         reason = item.resumable(workers)
-        by = f"with {item.workers} workers" if item.workers else "yes"
+        by = f"with {nouns(item.workers, 'worker')}" if item.workers else "yes"
         by += f", ZeRO-{item.stage}" if item.stage else ""
         complete = "yes" if item.complete else f"no: {item.missing}"
         resumable = "no" if reason == item.missing and reason else f"no: {reason}" if reason else by

@@ -14,6 +14,7 @@ from typing import Any
 
 from cpt_launcher import jsontext, safe_open
 from cpt_launcher.after_import import AfterImport
+from cpt_launcher.records import counted as nouns
 
 FILE, PART = "CPT_TOKEN_COUNT", "CPT_TOKEN_PART"
 
@@ -97,8 +98,8 @@ def describe(counted: Mapping[str, Any]) -> str:
     """A line for a person."""
     lost = counted["lost"] / max(counted["tokens_in"], 1)
     return (
-        f"{counted['tokens_in']:,} tokens in {counted['documents']:,} documents, packed into {counted['blocks']:,}"
-        f" blocks ({lost:.2%} lost); documents end in {counted['end_of_text']}"
+        f"{nouns(counted['tokens_in'], 'token')} in {nouns(counted['documents'], 'document')}, packed into"
+        f" {nouns(counted['blocks'], 'block')} ({lost:.2%} lost); documents end in {counted['end_of_text']}"
     )
 
 
@@ -106,4 +107,4 @@ def describe_trained(trained: Mapping[str, Any]) -> str:
     """A line for a person."""
     epochs = trained.get("epochs")
     passes = f", {epochs:.2f} epochs" if isinstance(epochs, int | float) else ""
-    return f"{trained['tokens']:,} tokens in {trained['steps']:,} steps{passes}"
+    return f"{nouns(trained['tokens'], 'token')} in {nouns(trained['steps'], 'step')}{passes}"

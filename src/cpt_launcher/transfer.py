@@ -44,7 +44,7 @@ def transferred(
 ) -> Iterator[tuple[disk.Part, Done]]:
     """The file's new content beside its target, checked; the caller publishes or discards it.
 
-    An interrupted copy of the same version of a remote file goes on where it was. Bad records fail the copy, or with
+    An interrupted copy of the same version of a remote file resumes where it was. Bad records fail the copy, or with
     a quarantine file are left out and written there.
 
     Raises:
@@ -64,7 +64,7 @@ def transferred(
 
 
 class _BrokenOffError(DataError):
-    """What came so far is good, and the next try goes on from there."""
+    """What came so far is good, and the next try resumes from there."""
 
 
 def _fill(part: disk.Part, copy: Copy, version: Version, how: How, progress: Callable[[int], None]) -> Done:
@@ -101,7 +101,7 @@ def _pour(file: Version, copy: Copy, flow: _Flow, progress: Callable[[int], None
     came, shown = flow.received - begun, urls.shown(file.url)
     if file.size is not None and not _is_packed(file.url) and came != file.size:
         what = f"the source ended after {came:,} of {file.size:,} bytes"
-        raise _BrokenOffError(Problem(what, shown, "the same command goes on from there"))
+        raise _BrokenOffError(Problem(what, shown, "the same command resumes from there"))
     if sources.version(file.url).stamp != file.stamp:
         raise DataError(Problem("the source changed while it was read", shown, "start again"))
 
@@ -198,7 +198,7 @@ class _Flow:
             self._checker = self._new_checker(start[:1024])
 
     def _kept(self, chunk: bytes) -> bytes:
-        """What goes on of the next bytes."""
+        """What is passed on of the next bytes."""
         try:
             if self._maker is not None:
                 return self._maker.feed(chunk)
@@ -276,5 +276,5 @@ def _read(stream: IO[bytes], url: str, *, resumable: bool) -> bytes:
         return stream.read(corpus.CHUNK)
     except sources.failures() as error:
         problem = sources.unreadable(url, error).problems[0]
-        hint = "the same command goes on from there" if resumable else problem.hint
+        hint = "the same command resumes from there" if resumable else problem.hint
         raise _BrokenOffError(Problem(problem.what, problem.where, hint)) from None
