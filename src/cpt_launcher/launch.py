@@ -52,8 +52,8 @@ def run(
     stopping: Callable[[], None] = lambda: None,
 ) -> Exit:
     """Run `argv` under a guard (see `guard`); every line of its output goes to `sink`, and `tick` is called twenty
-    times a second. SIGINT, SIGTERM and SIGHUP are passed on; `stopping` is called at the first one. `given` is what it reads
-    on stdin, `folder` its working directory where that is not this process's own.
+    times a second. SIGINT, SIGTERM and SIGHUP are passed on; `stopping` is called at the first one. `given` is what it
+    reads on stdin, `folder` its working directory where that is not this process's own.
     """
     _adopt_orphans()
     mine, said = _children(), False
@@ -97,8 +97,8 @@ def guard(argv: Sequence[str]) -> int:
     process's own.
 
     A signal is passed on to the whole group, with SIGTERM and then SIGKILL behind it if it lingers (a second signal
-    skips the waiting); SIGKILL comes at once when the launcher is gone, however it ended. Afterwards every descendant that
-    is still there is ended: Ray's daemons leave the group and would hold GPUs.
+    skips the waiting); SIGKILL comes at once when the launcher is gone, however it ended. Afterwards every descendant
+    that is still there is ended: Ray's daemons leave the group and would hold GPUs.
     """
     launcher = os.getppid()
     _adopt_orphans()

@@ -231,7 +231,8 @@ class _Resumed:
         known = self._mlflow.get_run(self._mlflow.active_run().info.run_id).data
         self._mlflow.log_params({name: value for name, value in params.items() if name not in known.params}, **named)
         newest = {name: known.tags.get(f"{RESUMED}{name}", value) for name, value in known.params.items()}
-        changed = {name: params[name] for name in params if name in newest and str(params[name]) != newest[name]}
+        stable = [name for name in params if name in newest and name != "logging_dir"]  # that has the time in its name
+        changed = {name: params[name] for name in stable if str(params[name]) != newest[name]}
         if changed:
             self._mlflow.set_tags({f"{RESUMED}{name}": value for name, value in changed.items()}, **named)
             names = ", ".join(changed)

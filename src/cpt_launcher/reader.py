@@ -220,7 +220,7 @@ class _Reader(Values):
             self._add(f"resources.cluster cannot be {cluster!r}", (at, "cluster"), "auto, anyscale or ray")
         nodes = self._take(raw, "nodes", int, 1, at)
         if nodes < 1 or workers % nodes:
-            what = f"{counted(workers, 'worker')} cannot be spread evenly over {counted(nodes, 'node')}"
+            what = f"{workers} workers cannot be spread evenly over {nodes} nodes"
             self._add(what, (at, "nodes"), "gpus and cpus count all nodes: {nodes: 2, gpus: 8}", "out-of-range")
         if nodes > 1 and raw.get("same_node") is True:
             self._add("same_node: true and several nodes", (at, "same_node"), "leave one of the two out")
