@@ -14,8 +14,9 @@ from cpt_launcher.arguments import Arguments
 from cpt_launcher.dataset import OUR_KEYS, REMOTE_KEYS, Entry
 from cpt_launcher.errors import DataError, Problem
 from cpt_launcher.findings import Finding, Severity, of
-from cpt_launcher.records import Report, counted
+from cpt_launcher.records import Report
 from cpt_launcher.suggest import unknown
+from cpt_launcher.wording import counted
 from cpt_launcher.yamlfile import Document
 
 # LLaMA-Factory 0.9.3, data/parser.py, DatasetAttr

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from cpt_launcher import disk, jsontext, safe_open
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem
 from cpt_launcher.ray_worker import MARKER
-from cpt_launcher.records import counted
+from cpt_launcher.wording import counted
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cpt_launcher import schema
-from cpt_launcher.records import counted
+from cpt_launcher.wording import counted
 
 BLOCKS_PER_BATCH = 1000  # a map batch loses less than one block: at most 0.1 %
 MOST_PROCESSES = 16

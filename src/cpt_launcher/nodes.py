@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cpt_launcher.errors import Problem
 from cpt_launcher.plan import Plan
-from cpt_launcher.records import counted
+from cpt_launcher.wording import counted
 
 MUST_HAVE = ("llamafactory", "deepspeed", "transformers", "torch")
 

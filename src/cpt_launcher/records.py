@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cpt_launcher.errors import Problem
+from cpt_launcher.wording import counted
 
 # An estimate for English text and vocabularies of 32 k to 262 k tokens; other scripts have more tokens a byte.
 BYTES_PER_TOKEN = 4
@@ -77,11 +78,6 @@ class Report:
             last = self.places[-1].removesuffix(":1")  # by place, it comes after the last that is shown
             found.append(Problem(f"{counted(hidden, 'more bad record')}", f"{last}:2", "", "data-record"))
         return found
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def estimated_tokens(text_bytes: int, documents: int) -> int:

@@ -20,9 +20,9 @@ from cpt_launcher.errors import CptError, InterruptedRunError
 from cpt_launcher.history import UNREADABLE
 from cpt_launcher.plan import Plan
 from cpt_launcher.record import resume_command
-from cpt_launcher.records import counted as nouns
 from cpt_launcher.records import estimated_tokens
 from cpt_launcher.stage import Progress, Staged, StagedFolder
+from cpt_launcher.wording import counted as nouns
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

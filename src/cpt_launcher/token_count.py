@@ -14,7 +14,7 @@ from typing import Any
 
 from cpt_launcher import jsontext, safe_open
 from cpt_launcher.after_import import AfterImport
-from cpt_launcher.records import counted as nouns
+from cpt_launcher.wording import counted as nouns
 
 FILE, PART = "CPT_TOKEN_COUNT", "CPT_TOKEN_PART"
 
