@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cpt_launcher.after_import import AfterImport
-from cpt_launcher.ray_worker import CALLBACKS
+from cpt_launcher.stack.after_import import AfterImport
+from cpt_launcher.stack.worker import CALLBACKS
 
 
 def setup() -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import demo
-from cpt_launcher.hook import VARIABLE
+from cpt_launcher.launch.hook import VARIABLE
+from cpt_launcher.stack import demo
 
 HERE = Path(__file__).resolve().parent
 SIZES = {  # of a Gemma 3 text model: hidden, feed-forward, layers, heads
@@ -107,7 +107,7 @@ def main() -> None:
             theirs = f"theirs{turn}"
             rendered |= {"ray_run_name": theirs, "output_dir": str(storage / theirs / "output")}
             (work / "theirs.yaml").write_text(yaml.safe_dump(rendered))
-            start = ["llamafactory-cli"] if gpu else [sys.executable, "-m", "cpt_launcher.cpu_workers"]
+            start = ["llamafactory-cli"] if gpu else [sys.executable, "-m", "cpt_launcher.stack.cpu_workers"]
             rows["upstream"] += measure([*start, "train", str(work / "theirs.yaml")], work, theirs, chained=False)
             shutil.rmtree(storage / theirs)
             print(json.dumps({"round": turn, "S": size, **rows}), file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from planned import GEMMA1, GEMMA4, ROOT, each, gib, greet, label, make, measure
 
-from cpt_launcher.memory import Setting
+from cpt_launcher.plan.memory import Setting
 
 FAST, SHARDED = (GEMMA4, 1, 2, 2048, 8, False, True, True), (GEMMA4, 1, 3, 2048, 8, False, True, True)
 SHORT, LONG = (GEMMA4, 1, 2, 1024, 16, False, True, True), (GEMMA4, 1, 2, 4096, 4, False, True, True)

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import yaml
 
-from cpt_launcher import demo, progress
+from cpt_launcher.runs import events
+from cpt_launcher.stack import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def follow(command: list[str], env: dict[str, str]) -> dict[str, float]:
     """Seconds from the start until each phase, the first logged step, and the end."""
-    began, state, found = time.monotonic(), progress.Progress(1, 0), {}
+    began, state, found = time.monotonic(), events.Progress(1, 0), {}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -70,7 +71,7 @@ def main() -> None:
             (work / "alone.yaml").write_text(yaml.safe_dump(theirs))
             gpu = "GPU" in rendered["resources_per_worker"]
             cpus = {} if gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-            start = ["llamafactory-cli"] if gpu else [sys.executable, "-m", "cpt_launcher.cpu_workers"]
+            start = ["llamafactory-cli"] if gpu else [sys.executable, "-m", "cpt_launcher.stack.cpu_workers"]
             alone = follow([*start, "train", str(work / "alone.yaml")], {**env, **cpus, "USE_RAY": "1"})
             rows["LLaMA-Factory alone"].append(alone)
             print(rows, file=sys.stderr, flush=True)

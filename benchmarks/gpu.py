@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from cpt_launcher import shape
+from cpt_launcher.plan import shape
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLASSES = {"gemma3": "Gemma3Text", "llama": "Llama", "qwen3": "Qwen3"}  # a shape's kind, and transformers' names

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from gpu import DEVICE, ceiling, kernels, random_model
 
-from cpt_launcher import memory, pace, shape
-from cpt_launcher.memory import Setting
+from cpt_launcher.plan import memory, pace, shape
+from cpt_launcher.plan.memory import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = torch.cuda.is_available()

@@ -19,15 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cpt_launcher import stage
-from cpt_launcher.dataset import Copy
+from cpt_launcher.staging import stage
+from cpt_launcher.staging.dataset import Copy
 
 REPEATS = 3
 STAGE = """
 import resource, sys
 from pathlib import Path
-from cpt_launcher import stage
-from cpt_launcher.dataset import Copy
+from cpt_launcher.staging import stage
+from cpt_launcher.staging.dataset import Copy
 stage.stage([Copy(sys.argv[1], Path(sys.argv[2]), "text")], {}, Path(sys.argv[2]).parent, report=lambda _: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -22,7 +22,9 @@ from pathlib import Path
 import yaml
 from first_step import follow
 
-from cpt_launcher import demo, preflight, shape
+from cpt_launcher.launch import preflight
+from cpt_launcher.plan import shape
+from cpt_launcher.stack import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 2.0  # seconds

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import cli
+from cpt_launcher.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SECRETS = {"PLANTED_SECRET": "planted-4e1b7c", "HF_TOKEN": "hf_planted9d2f", "MLFLOW_TRACKING_TOKEN": "dapiplanted77"}
@@ -34,7 +34,7 @@ def cpt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         capsys.readouterr()
         code = 0
         try:
-            cli.main([str(argument) for argument in arguments])
+            app.main([str(argument) for argument in arguments])
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 0
         captured = capsys.readouterr()
@@ -86,7 +86,7 @@ def workspace(tmp_path: Path, clean_env: pytest.MonkeyPatch) -> Path:
 def stand_in(workspace: Path, clean_env: pytest.MonkeyPatch) -> Callable[[], dict[str, object]]:
     """Puts the stand-in `llamafactory-cli` on PATH; the call reads what it recorded."""
     record = workspace / "called.json"
-    clean_env.setattr("cpt_launcher.preflight.gpus_here", lambda: 1)
+    clean_env.setattr("cpt_launcher.launch.preflight.gpus_here", lambda: 1)
     clean_env.setenv("PATH", f"{REPOSITORY / 'tests' / 'stand_in'}{os.pathsep}{os.environ['PATH']}")
     clean_env.setenv("STAND_IN_RECORD", str(record))
     clean_env.setenv("HF_TOKEN", "hf_planted_value_123")

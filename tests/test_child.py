@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import child, evaluation, export, launch, mlflow_page, pretokenize
+from cpt_launcher import child, process
+from cpt_launcher.launch import mlflow_page, tokenize
+from cpt_launcher.runs import evaluate, export
 
 SHOW = "import json, sys; print(json.dumps([sys.argv, sys.path, __name__]))"
 
@@ -61,7 +63,7 @@ def test_the_guard_runs_in_the_folder_given(planted: Path, tmp_path: Path) -> No
     code = "import os; print(os.getcwd())"
     driver = f"""
 from pathlib import Path
-from cpt_launcher import launch
+from cpt_launcher import process as launch
 launch.run((__import__('sys').executable, '-c', {code!r}), dict(__import__('os').environ), print, folder=Path({str(tmp_path)!r}))
 launch.run((__import__('sys').executable, '-c', {code!r}), dict(__import__('os').environ), print)
 """  # noqa: E501
@@ -91,5 +93,5 @@ def test_every_helper_is_started_this_way() -> None:
     """No module of ours says `-m` itself."""
     sources = {path: path.read_text() for path in Path(child.__file__).parent.rglob("*.py")}
     assert [path.name for path, text in sources.items() if '"-m"' in text] == ["child.py"]
-    for module in (evaluation, export, launch, mlflow_page, pretokenize):
+    for module in (evaluate, export, process, mlflow_page, tokenize):
         assert "child.argv(" in sources[Path(str(module.__file__))]

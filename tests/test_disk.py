@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from cpt_launcher import disk, safe_open, stage
-from cpt_launcher.dataset import Copy
+from cpt_launcher import disk, safe_open
 from cpt_launcher.errors import StorageError
+from cpt_launcher.staging import stage
+from cpt_launcher.staging.dataset import Copy
 
 OTHER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")

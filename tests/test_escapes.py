@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cpt_launcher import escapes, findings, terminal
-from cpt_launcher.findings import Finding
+from cpt_launcher import escapes
+from cpt_launcher.cli import show
+from cpt_launcher.validate import report
+from cpt_launcher.validate.report import Finding
 
 
 @pytest.mark.parametrize(
@@ -30,11 +32,11 @@ BREAKS = "x\n::error ::y\r\n::stop-commands::t\u2028::z"
 
 
 def test_a_message_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.note(BREAKS)
-    terminal.say(BREAKS)
+    show.note(BREAKS)
+    show.say(BREAKS)
     assert capsys.readouterr().err == (
         "cpt: x ::error ::y ::stop-commands::t ::z\nx ::error ::y ::stop-commands::t ::z\n"
     )
     found = [Finding(f"a{BREAKS}.yaml", 1, 2, "error", "wrong-value", BREAKS, BREAKS)]
-    assert findings.as_text(found).count("\n") == 1
-    assert findings.as_github(found).count("\n") == 1
+    assert report.as_text(found).count("\n") == 1
+    assert report.as_github(found).count("\n") == 1

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from cpt_launcher import __version__, cli, preflight, schema
+from cpt_launcher import __version__
+from cpt_launcher.cli import app
+from cpt_launcher.config import arguments
+from cpt_launcher.launch import preflight
 
 from .conftest import REPOSITORY, Outcome
 
@@ -33,7 +36,7 @@ def test_console_blocks_run(
 
 
 def test_every_command_and_option_is_documented() -> None:
-    commands = typer.main.get_command(cli.app).commands
+    commands = typer.main.get_command(app.app).commands
     sections: dict[str, str] = {}
     for title, text in re.findall(r"^### (`cpt .*?)$(.*?)(?=^##)", README, re.DOTALL | re.MULTILINE):
         sections |= dict.fromkeys(re.findall(r"`cpt ([\w-]+)", title), title + text)
@@ -55,7 +58,7 @@ def test_registry_examples_are_json() -> None:
 
 def test_the_rules_page_is_the_rules() -> None:
     page = (REPOSITORY / "docs" / "rules.md").read_text()
-    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page, re.MULTILINE)) == schema.rules()
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page, re.MULTILINE)) == arguments.rules()
 
 
 def test_the_failures_page_names_only_rules_that_exist() -> None:
@@ -65,6 +68,6 @@ def test_the_failures_page_names_only_rules_that_exist() -> None:
     }
     known = REPOSITORY / "src" / "cpt_launcher" / "data" / "causes.json"
     causes = {row["id"] for row in json.loads(known.read_text())}
-    assert named <= {*schema.rules(), *preflight.names(), *causes}
+    assert named <= {*arguments.rules(), *preflight.names(), *causes}
     rows = [number for cell in re.findall(r"^\| ([\d, ]+) \|", page, re.MULTILINE) for number in cell.split(", ")]
     assert sorted(map(int, rows)) == list(range(1, 103))

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from cpt_launcher import dataset, subtask
+from cpt_launcher import subtask
 from cpt_launcher.errors import DataError, TrainingError
+from cpt_launcher.staging import dataset
 
 TOKEN = "hf_averysecretvalue"
 

@@ -6,9 +6,9 @@ import sys
 def main() -> None:
     """Run the command line. Ctrl-C ends it quietly while it is still being imported, too."""
     try:
-        from cpt_launcher import cli
+        from cpt_launcher.cli import app
 
-        cli.main()
+        app.main()
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cpt_launcher import launch
+from cpt_launcher import process
 
 if __name__ == "__main__":
-    launch.die_like(launch.guard(sys.argv[1:]))
+    process.die_like(process.guard(sys.argv[1:]))

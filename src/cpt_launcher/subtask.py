@@ -6,7 +6,7 @@ import collections
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from cpt_launcher import launch
+from cpt_launcher import process
 from cpt_launcher.errors import CptError, InterruptedRunError, Problem, TrainingError
 from cpt_launcher.explain import explain
 from cpt_launcher.secrets import redact, telling, values
@@ -63,7 +63,7 @@ def run(
         lines.append(redact(line, hidden))
         seen(lines[-1])
 
-    exited = launch.run(argv, env, keep, given=given)
+    exited = process.run(argv, env, keep, given=given)
     if exited.interrupted_by is not None:
         raise InterruptedRunError(Problem(f"interrupted by {exited.interrupted_by.name}", where, "nothing was kept"))
     if exited.code != 0:

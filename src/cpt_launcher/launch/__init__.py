@@ -1,0 +1,1 @@
+"""What happens now: preflight, cluster, attempts, run, job."""

@@ -1,0 +1,1 @@
+"""What a run will do (a `Plan`, the training YAML) and what it will take (memory, time, cards)."""

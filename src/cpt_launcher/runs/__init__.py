@@ -1,0 +1,1 @@
+"""What runs left behind: record, events, checkpoints; exporting and evaluating them."""

@@ -1,0 +1,1 @@
+"""What gets data, registry, DeepSpeed JSON and model onto the storage."""

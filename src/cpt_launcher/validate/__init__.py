@@ -1,0 +1,1 @@
+"""Every mistake in files, before anything is rented."""
