@@ -74,6 +74,7 @@ launch.run((__import__('sys').executable, '-c', {code!r}), dict(__import__('os')
     assert not planted.exists()
 
 
+@pytest.mark.e2e
 def test_cpt_ui_does_not_take_the_working_directorys_modules(planted: Path) -> None:
     storage = Path("storage").absolute()
     storage.mkdir()

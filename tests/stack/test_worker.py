@@ -59,6 +59,7 @@ class MLflowCallback:
         raise AssertionError("the launcher ends the run")
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore")  # of MLflow's own use of SQLAlchemy
 def test_a_resumed_run_with_other_arguments_is_still_tracked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -68,6 +68,7 @@ def test_names_that_lead_out() -> None:
     assert model_files.strays(names) == names[4:]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("case", ["list", "mapping", "special tokens", "vocabulary"])
 def test_this_is_what_transformers_does(tmp_path: Path, case: str) -> None:
     """With a version that does none of it any more, the check can go."""

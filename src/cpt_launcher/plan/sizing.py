@@ -220,7 +220,7 @@ def _evaluates(train: Mapping[str, object]) -> bool:
 
 def _evaluations(train: Mapping[str, object]) -> int | None:
     """The base model's, those between steps, and the one after the training (LLaMA-Factory, train/pt/workflow.py),
-    which is left out where the last step was evaluated (see `ray_worker`).
+    which is left out where the last step was evaluated (see `stack.worker`).
     """
     strategy, steps = train.get("eval_strategy", "no"), train.get("max_steps")
     between: int | None = 0
