@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 from cpt_launcher import disk
 from cpt_launcher.errors import Problem, StorageError
 from cpt_launcher.launch import tracking
-from cpt_launcher.runs import plots, results
+from cpt_launcher.layout import Layout
+from cpt_launcher.runs import export, history, plots, results
 
 from ..conftest import Outcome
 
@@ -125,3 +128,44 @@ def test_an_end_that_cannot_be_written_is_a_warning(
     assert done.code == 1
     assert "warning: run.json does not say how it ended (cannot write: Stale file handle)" in done.err
     assert "training failed: ValueError: the inner cause" in done.err
+
+
+def test_the_evaluation_after_the_training_is_an_event(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[history.Run] = []
+    layout = Layout(workspace / "storage", "first")
+    layout.events.parent.mkdir(parents=True)
+    layout.events.write_text('{"event": "eval", "step": 0, "loss": 1.5}\n')
+    monkeypatch.setattr(plots, "png", drawn.append)
+    monkeypatch.setenv("STAND_IN_LAST_STEP", "3")
+    assert cpt("run", "my.yaml").code == 0
+    events = [json.loads(line) for line in layout.events.read_text().splitlines()]
+    assert [(event["event"], event.get("step")) for event in events[-2:]] == [("eval", 3), ("end", 3)]
+    assert [(event["step"], event["loss"]) for event in drawn[0].evals] == [(0, 1.5), (3, 1.25)]
+    run = history.load(layout)
+    assert export.choose(run, "best").step == 3
+    assert "; trained: loss 1.2500" in cpt("status", layout.run_dir).out
+    (layout.output / "config.json").touch()
+    (layout.output / "model.safetensors").touch()
+    assert export.choose(run, "last").step == 3
+
+
+def test_a_step_that_was_evaluated_is_no_event_again(
+    cpt: Cpt, workspace: Path, stand_in: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(workspace / "storage", "first")
+    layout.events.parent.mkdir(parents=True)
+    layout.events.write_text('{"event": "eval", "step": 3, "loss": 1.5}\n')
+    monkeypatch.setenv("STAND_IN_LAST_STEP", "3")
+    assert cpt("run", "my.yaml").code == 0
+    assert [event["loss"] for event in history.load(layout).evals] == [1.5]
+
+
+def test_an_evaluation_of_an_earlier_training_is_no_event(tmp_path: Path) -> None:
+    found = tmp_path / "eval_results.json"
+    assert results.evaluated_since(tmp_path, 0) is None
+    found.write_text('{"eval_loss": 1.25}')
+    assert results.evaluated_since(tmp_path, time.time() - 5) == 1.25
+    os.utime(found, (1000, 1000))
+    assert results.evaluated_since(tmp_path, 2000) is None

@@ -196,7 +196,7 @@ def _evaluations(run: Run) -> list[str]:
     if not run.evals:
         return []
     first, last = run.evals[0], run.evals[-1]
-    end = run.steps[-1]["step"] if run.steps and run.state == "finished" else None
+    end = run.last if run.state == "finished" else None
     names = ["base model" if first["step"] == 0 else f"step {first['step']}"]
     names += ["trained" if last["step"] == end else f"step {last['step']}"] if last is not first else []
     return [_losses(*((name, event["loss"]) for name, event in zip(names, (first, last), strict=False)))]

@@ -14,7 +14,7 @@ from cpt_launcher.explain import Failure, explain
 from cpt_launcher.launch import build_lock, cluster, hook, preflight, resumption
 from cpt_launcher.launch.watch import Watch
 from cpt_launcher.plan.plan import UNSET, Plan
-from cpt_launcher.runs import checkpoints, results
+from cpt_launcher.runs import checkpoints, history, results
 from cpt_launcher.runs.checkpoints import Checkpoint
 from cpt_launcher.runs.events import Event, Progress
 from cpt_launcher.runs.results import Results
@@ -126,11 +126,25 @@ class Attempt:
             self._unlock(build_lock.there(env) - locks)
             watch.finish()
             ended = self._judge(watch, exited, began)
+            self._emit_last_evaluation(watch, ended, began)
             state = "interrupted" if ended.interrupted_by else "failed" if ended.failure else "finished"
             watch.emit({"event": "end", "time": time.time(), "state": state, "step": ended.step})
         if watch.unwritten:
             self.show.step(f"warning: {watch.unwritten:,} lines could not be written to {plan.layout.train_log}")
         return replace(ended, steps=max(0, ended.step - (saved.step if saved else 0)))
+
+    def _emit_last_evaluation(self, watch: Watch, ended: Ended, began: float) -> None:
+        """LLaMA-Factory evaluates once more after the training, where its log is closed already: whatever reads the
+        events learns of it here.
+        """
+        if self.plan.output is None or ended.results is None:
+            return
+        with contextlib.suppress(OSError):  # a storage that cannot be read: the training ended well all the same
+            loss, before = results.evaluated_since(self.plan.output, began), history.events(self.plan.layout)
+            known = {event["step"] for event in before if event["event"] == "eval"}
+            if loss is not None and ended.step not in known:
+                event: Event = {"event": "eval", "time": time.time(), "step": ended.step, "loss": loss}
+                watch.emit({**event, "phase": watch.progress.phase})
 
     def _unlock(self, locks: frozenset[Path]) -> None:
         """The processes are gone: what they had begun to compile is nobody's, and would be waited for for ever."""

@@ -75,8 +75,7 @@ def choose(run: Run, wanted: str) -> Checkpoint:
     have = f"complete ones: {', '.join(str(item.step) for item in complete) or 'none'}; cpt checkpoints shows all"
     if wanted == "last":
         if run.state == "finished" and gathered(output) and (output / "config.json").is_file():
-            step = int(str(run.steps[-1]["step"])) if run.steps else 0
-            return Checkpoint(output, step, None, 0, "", None, 0, has_optimizer=False)
+            return Checkpoint(output, run.last, None, 0, "", None, 0, has_optimizer=False)
         if not complete:
             raise ConfigError(Problem(f"the run {run.layout.run} has no complete checkpoint", str(output), have))
         return complete[-1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpt_launcher import shipped
+from cpt_launcher import jsontext, shipped
 from cpt_launcher.config import read
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.layout import Layout
@@ -21,7 +21,8 @@ UNREADABLE = "unreadable"
 @dataclass(frozen=True)
 class Run:
     """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
-    resumed after an end. `evaluating`: how far a running evaluation is.
+    resumed after an end. `evaluating`: how far a running evaluation is. `last`: the last step that was made, whose loss
+    may not have been logged.
     """
 
     layout: Layout
@@ -32,6 +33,7 @@ class Run:
     evals: tuple[progress.Event, ...] = ()
     restarts: tuple[int, ...] = ()
     evaluating: progress.Event | None = None
+    last: int = 0
 
     @property
     def state(self) -> str:
@@ -116,7 +118,7 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
     steps: list[progress.Event] = []
     evals: dict[int, progress.Event] = {}
     restarts: list[int] = []
-    phase, saved, evaluating, ended = "", None, None, False
+    phase, saved, evaluating, ended, last = "", None, None, False, 0
     for event in events(layout):
         kind = event.get("event")
         if kind == "step":
@@ -127,11 +129,13 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
                 restarts.append(int(str(steps[-1]["step"])))
             ended = False
             steps.append(event)
+            last = int(str(event["step"]))
         elif kind == "eval":
             phase = str(event.get("phase") or progress.TRAINING)
             evals[int(str(event["step"]))] = event
         elif kind == "end":
-            ended = True
+            ended, step = True, event.get("step")
+            last = max(last, step) if isinstance(step, int) and jsontext.is_count(step) else last
         elif kind == "phase":
             phase, evaluating = str(event.get("phase")), event if "done" in event else None
             ended = ended or phase in progress.ORDER[:2]
@@ -140,7 +144,7 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
             saved = event
     found = tuple(evals[at] for at in sorted(evals))
     evaluating = evaluating if phase in progress.EVALUATIONS else None
-    return Run(layout, known, tuple(steps), phase, saved, found, tuple(restarts), evaluating)
+    return Run(layout, known, tuple(steps), phase, saved, found, tuple(restarts), evaluating, last)
 
 
 def events(layout: Layout) -> Iterator[progress.Event]:

@@ -56,6 +56,12 @@ def _evaluated_last(output: Path) -> float | None:
     return loss if isinstance(loss, int | float) and jsontext.is_number(loss) else None
 
 
+def evaluated_since(output: Path, moment: float) -> float | None:
+    """The loss of the evaluation after a training, if there was one after `moment` (seconds since the epoch)."""
+    found = output / "eval_results.json"
+    return _evaluated_last(output) if found.is_file() and found.stat().st_mtime >= moment - 1 else None
+
+
 def trained_since(output: Path, moment: float) -> bool:
     """Whether a training ended well after `moment` (seconds since the epoch): LLaMA-Factory writes its
     train_results.json last (train/pt/workflow.py).
