@@ -114,6 +114,24 @@ def test_the_model_card(layout: Layout) -> None:
         assert line in card
 
 
+def test_the_card_of_an_earlier_checkpoint_has_the_loss_of_its_step(layout: Layout) -> None:
+    rows = [{**step(10, 7.0), "epoch": 0.5}, step(18, 6.5) | {"epoch": 0.9}, step(30, 6.0) | {"epoch": 1.5}]
+    layout.events.write_text("".join(json.dumps(event) + "\n" for event in rows))
+    run = history.load(layout)
+
+    def said(wanted: str) -> list[str]:
+        card = export.card(run, export.choose(run, wanted), {})
+        return [line for line in card.splitlines() if line.startswith(("| Training loss", "| Trained on"))]
+
+    assert said("20") == [
+        "| Training loss | 7.0000 at first, 6.5000 at last |",
+        "| Trained on | 20,480 tokens, 1.00 epochs |",
+    ]
+    assert said("30")[0] == "| Training loss | 7.0000 at first, 6.0000 at last |"
+    save(layout.output, 5)
+    assert said("5") == ["| Trained on | 5,120 tokens |"]
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [

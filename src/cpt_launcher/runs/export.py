@@ -210,7 +210,10 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
     )
     in_force = run.record.get("in_force")
     train = {**training(run), **(in_force if isinstance(in_force, dict) else {})}
-    epochs = next((event.get("epoch") for event in run.steps if event["step"] == chosen.step), None)
+    logged = next((event for event in reversed(run.steps) if int(str(event["step"])) <= chosen.step), None)
+    epochs = logged.get("epoch") if logged else None
+    if logged and isinstance(epochs, int | float) and logged["step"]:
+        epochs = epochs * chosen.step / int(str(logged["step"]))
     return environment.from_string(template).render(
         run=run,
         trained=record.trained(run.record, chosen.step, epochs),
@@ -220,6 +223,7 @@ def card(run: Run, chosen: Checkpoint, seen: Mapping[str, object]) -> str:
         front_matter=_front_matter(found),
         losses={event["step"]: event["loss"] for event in run.evals},
         chosen=chosen,
+        logged=logged,
         seen=seen,
         recipe=RECIPE,
     )
