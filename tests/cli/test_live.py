@@ -53,6 +53,8 @@ def test_batches_of_an_evaluation() -> None:
     assert second == "loss 2.0000  lr 1.00e-03"
     view.event({"event": "end"}, Progress(1, 0))
     assert drawn(view) == []
+    view.event(START, Progress(1, 0))
+    assert len(drawn(view)) == 1  # nothing of the try before
 
 
 def test_elsewhere_a_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> None:

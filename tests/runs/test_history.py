@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,51 @@ def test_what_is_left_gets_less(cpt: Cpt, layout: Layout) -> None:
     write(layout)
     layout.events.write_text(json.dumps({**step(20), "time": time.time() - 25}) + "\n")
     assert re.search(r"  left         0:00:[34]\d\n", cpt("status", layout.run_dir).out)
+
+
+def test_what_a_resumed_run_does_is_of_its_last_start(cpt: Cpt, layout: Layout) -> None:
+    start = time.time() - 100
+    before = [
+        {"event": "phase", "phase": "starting Ray", "time": start - 300},
+        {**step(10), "time": start - 200},
+        {**step(20), "time": start - 20, "phase": "training"},
+    ]
+    end = {"event": "end", "state": "interrupted", "step": 20, "time": start - 10}
+    ray = {"event": "phase", "phase": "starting Ray", "time": start + 20}
+    loading = {"event": "phase", "phase": "loading the model", "time": start + 30}
+    write(layout, started=datetime.fromtimestamp(start, timezone.utc).isoformat(timespec="seconds"))
+
+    def said(*events: dict[str, object]) -> tuple[str, bool, bool]:
+        layout.events.write_text("".join(json.dumps(event) + "\n" for event in (*before, *events)))
+        text = cpt("status", layout.run_dir).out
+        known = json.loads(cpt("status", layout.run_dir, "--json").out)
+        (listed,) = json.loads(cpt("runs", "--storage", layout.storage, "--json").out)
+        of = {"tokens_per_second", "seconds_left"} & set(known["last_step"])
+        first = text.splitlines()[0]
+        assert first == f"Run first: running{', ' if known['phase'] else ''}{known['phase'] or ''}"
+        assert (listed["phase"], listed["last_step"]) == (known["phase"], known["last_step"])
+        assert "  step         2" in text
+        assert len(of) == ("tokens/s" in text) + ("  left  " in text)
+        return known["phase"], "tokens/s" in text, "  left  " in text
+
+    for ending in ((), (end,)):  # without an end where the launcher was killed
+        assert said(*ending) == (None, False, False)
+        assert said(*ending, ray) == ("starting Ray", False, False)
+        assert said(*ending, ray, loading) == ("loading the model", False, False)
+        assert said(*ending, ray, loading, {**step(25), "time": start + 60}) == ("training", True, True)
+    retried = {**end, "state": "failed", "time": start + 40}  # another try within the same start
+    again = {**ray, "time": start + 50}
+    assert said(ray, {**step(25), "time": start + 30}, retried, again) == ("starting Ray", False, False)
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_a_run_that_has_ended_is_in_no_phase(cpt: Cpt, layout: Layout, state: str) -> None:
+    write(layout, state=state)
+    told = {"event": "phase", "phase": "evaluating", "done": 19, "of": 41, "seconds_left": 100}
+    layout.events.write_text("".join(json.dumps(event) + "\n" for event in (step(40), told)))
+    known = json.loads(cpt("status", layout.run_dir, "--json").out)
+    assert (known["phase"], known["evaluating"]) == (None, None)
+    assert known["last_step"]["tokens_per_second"] == 3000
 
 
 def _fifo(path: Path) -> None:

@@ -63,7 +63,7 @@ class _View:
         elif event["event"] == "checkpoint":
             self.saved = f"  saved {event['step']}"
         elif event["event"] == "end":
-            self.state = None
+            self.state, self.figures = None, ""
 
     def render(self) -> RenderableType:
         from rich.console import Group

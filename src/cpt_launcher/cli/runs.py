@@ -116,7 +116,7 @@ def _text(log: Path) -> str:
 
 def _as_json(run: history.Run) -> dict[str, object]:
     step = run.steps[-1] if run.steps else None
-    known = {**run.record, "folder": str(run.layout.run_dir), "phase": run.phase, "evaluating": run.evaluating}
+    known = {**run.record, "folder": str(run.layout.run_dir), "phase": run.phase or None, "evaluating": run.evaluating}
     return {**known, "last_step": step, "saved": run.saved}
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cpt_launcher import jsontext, shipped
@@ -16,13 +17,15 @@ from cpt_launcher.runs import events as progress
 from cpt_launcher.runs import record
 
 UNREADABLE = "unreadable"
+_RATES = ("seconds_per_step", "seconds_left", "tokens_per_second", "tokens_per_second_per_worker")
 
 
 @dataclass(frozen=True)
 class Run:
     """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
     resumed after an end. `evaluating`: how far a running evaluation is. `last`: the last step that was made, whose loss
-    may not have been logged.
+    may not have been logged. What goes on now (`phase`, `evaluating`, rates and time left of the last of `steps`) is known
+    from the last start alone; an ended run is in no phase.
     """
 
     layout: Layout
@@ -119,7 +122,9 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
     evals: dict[int, progress.Event] = {}
     restarts: list[int] = []
     phase, saved, evaluating, ended, last = "", None, None, False, 0
+    newest: progress.Event = {}
     for event in events(layout):
+        newest = event
         kind = event.get("event")
         if kind == "step":
             phase = str(event.get("phase") or progress.TRAINING)
@@ -143,8 +148,22 @@ def _follow(layout: Layout, known: Mapping[str, object]) -> Run:
             phase = progress.TRAINING if phase == progress.SAVING else phase
             saved = event
     found = tuple(evals[at] for at in sorted(evals))
+    if known["state"] == "running" and steps and (ended or _is_before_start(steps[-1], known)):
+        steps[-1] = {key: value for key, value in steps[-1].items() if key not in _RATES}
+    if known["state"] != "running" or _is_before_start(newest, known):
+        phase = ""
     evaluating = evaluating if phase in progress.EVALUATIONS else None
     return Run(layout, known, tuple(steps), phase, saved, found, tuple(restarts), evaluating, last)
+
+
+def _is_before_start(event: progress.Event, known: Mapping[str, object]) -> bool:
+    """Whether an event is older than the last start that run.json tells of."""
+    try:
+        start = datetime.fromisoformat(str(known.get("started"))).timestamp()
+    except ValueError:
+        return False
+    at = event.get("time")
+    return isinstance(at, int | float) and at < start
 
 
 def events(layout: Layout) -> Iterator[progress.Event]:
