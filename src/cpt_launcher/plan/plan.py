@@ -21,7 +21,7 @@ from cpt_launcher.layout import Layout
 from cpt_launcher.plan import derive, heldout, tokenized
 from cpt_launcher.plan.render import render
 from cpt_launcher.secrets import telling
-from cpt_launcher.staging import dataset, manifest, places
+from cpt_launcher.staging import collisions, dataset, manifest, places
 from cpt_launcher.staging.dataset import Copy
 
 ANYSCALE = ("ANYSCALE_CLUSTER_ID", "ANYSCALE_SESSION_ID", "ANYSCALE_JOB_ID")  # set on its nodes
@@ -104,7 +104,7 @@ def plan_run(config: RunConfig | PlainConfig, environ: Mapping[str, str], run: s
     copies = tuple(copy for copy in data if not copy.there)
     if deepspeed and staged_deepspeed:
         copies = (*copies, Copy(str(deepspeed), staged_deepspeed))
-    dataset.refuse_collisions(copies, layout.registry)
+    collisions.refuse(copies, layout.registry)
     places.refuse(copies, layout)
     places.refuse_run(layout, manifest.read(layout))
     packing = _packing(config, layout, [entry for entry in entries if entry.name in config.datasets])
@@ -222,7 +222,7 @@ def plan_staging_all(registry: Path, storage: Path) -> tuple[Copies, Entries]:
         raise ConfigError(*leaks)
     data = [copy for entry in entries.values() for copy in dataset.copies(entry, storage)]
     copies = (*data, *(Copy(str(path.absolute()), storage / path.name) for path in jsons))
-    dataset.refuse_collisions(copies, storage / shipped.REGISTRY)
+    collisions.refuse(copies, storage / shipped.REGISTRY)
     places.refuse(copies, Layout(storage, ""))
     return copies, {name: entry.staged(storage) for name, entry in entries.items()}
 

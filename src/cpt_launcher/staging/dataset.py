@@ -8,7 +8,7 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from cpt_launcher import shipped, urls
@@ -107,7 +107,8 @@ class Copy:
     With `cloud` (an `s3://` or `gs://` URL) it goes there, and `target` is where it is put together first. `shard_of`:
     the source folder and its place, for one of a folder's files. `sha256`: of the content, if one is asked for.
     `there`: it is its own source, data that somebody put on the storage. `text`: records are made of text files, of
-    `parts` where the source is a folder of them; of a remote folder, if that is what is in it.
+    `parts` where the source is a folder of them; of a remote folder, if that is what is in it. `entry`: the name of the
+    entry that wants it.
     """
 
     source: str
@@ -119,6 +120,7 @@ class Copy:
     there: bool = False
     text: Unit | None = None
     parts: tuple[str, ...] = ()
+    entry: str = field(default="", compare=False)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -304,6 +306,10 @@ def copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     Raises:
         DataError: the file or folder is not there, or is nothing to stage.
     """
+    return tuple(replace(copy, entry=entry.name) for copy in _copies(entry, storage))
+
+
+def _copies(entry: Entry, storage: Path) -> tuple[Copy, ...]:
     if entry.source is None:
         return ()
     target = storage / entry.staged_name
@@ -347,26 +353,6 @@ def text_folder(source: str, target: Path, files: Sequence[str], column: str | N
     """
     inner, whole = target / f"{target.name}.jsonl", (urls.shown(source), target)
     return Copy(source, inner, column or "text", shard_of=whole, text=unit, parts=tuple(files))
-
-
-def refuse_collisions(copies: Sequence[Copy], registry: Path) -> None:
-    """Two files that would get the same place on the storage would end as one, and both datasets as one of the two.
-
-    Raises:
-        ConfigError: there are such files.
-    """
-    first: dict[str, Copy] = {}
-    problems = []
-    for copy in copies:
-        other = first.setdefault(copy.place, copy)
-        if other.shown != copy.shown:
-            what = f"{other.shown} and {copy.shown} would both be staged as {copy.place}"
-            problems.append(Problem(what, str(registry.parent), 'give one entry another "file_name"', "registry-file"))
-        elif copy.target == registry:
-            what = f"{copy.shown} would be staged over the registry"
-            problems.append(Problem(what, str(registry), 'give its entry another "file_name"', "registry-file"))
-    if problems:
-        raise ConfigError(*problems)
 
 
 def wrong_cloud(cloud: str) -> str | None:

@@ -58,6 +58,22 @@ def merge(
         return disk.write_text(layout.registry, text), len(text.encode())
 
 
+def columns(layout: Layout, place: Path) -> dict[str, object]:
+    """The entries that use a place on the storage, and the column each reads its text from.
+
+    Raises:
+        ConfigError: it is no registry.
+        StorageError: it cannot be read.
+    """
+    found: dict[str, object] = {}
+    for name, entry in _read(layout)[0].items():
+        given = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(entry, dict) and isinstance(given, str) and layout.storage / given == place:
+            roles = entry.get("columns")
+            found[name] = roles.get("prompt") if isinstance(roles, dict) else None
+    return found
+
+
 def _read(layout: Layout) -> tuple[dict[str, object], str]:
     """The registry's entries whatever they are, and its text."""
     path = layout.registry

@@ -15,7 +15,7 @@ from cpt_launcher.config import names
 from cpt_launcher.disk import Outcome
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
-from cpt_launcher.staging import corpus, dataset, manifest, places, registry, sources, texts, transfer
+from cpt_launcher.staging import collisions, corpus, dataset, manifest, places, registry, sources, texts, transfer
 from cpt_launcher.staging.dataset import Copy
 from cpt_launcher.staging.manifest import Record
 
@@ -178,7 +178,7 @@ def _in_sum(folder: str, items: Sequence[Staged]) -> StagedFolder:
 
 
 def _refuse(copies: Sequence[Copy], layout: Layout) -> None:
-    dataset.refuse_collisions(copies, layout.registry)
+    collisions.refuse(copies, layout.registry)
     places.refuse(copies, layout)
 
 
@@ -252,9 +252,10 @@ class _Stager:
         version = _version(copy)
         if trusted and version.stamp is not None and trusted.stamp == version.stamp:
             return _staged(copy, "identical", trusted)
-        foreign = copy.target.is_file() and (known is None or known.source != copy.shown) and not self._options.force
+        other = known is None or known.source != copy.shown or collisions.user(copy, known, self._layout) is not None
+        foreign = copy.target.is_file() and other and not self._options.force
         if foreign and not copy.text and version.size is not None and version.size != copy.target.stat().st_size:
-            raise _foreign(copy, known)
+            raise collisions.foreign(copy, known, self._layout)
         return self._copy(copy, name, version, known if foreign else None, foreign=foreign)
 
     def _copy(self, copy: Copy, name: str, version: sources.Version, known: Record | None, *, foreign: bool) -> Staged:
@@ -274,7 +275,7 @@ class _Stager:
                 part.discard()
             elif foreign:
                 part.discard()
-                raise _foreign(copy, known)
+                raise collisions.foreign(copy, known, self._layout)
             else:
                 part.publish()
         now = copy.target.stat()
@@ -306,7 +307,7 @@ class _Stager:
         ):
             return _staged(copy, "identical", known)
         if there is not None and not ours and not self._options.force:
-            raise _foreign(copy, known)
+            raise collisions.foreign(copy, known, self._layout)
         quarantine = self._quarantine(copy.target.name)
         with transfer.transferred(
             copy, version, transfer.How(quarantine, self._count), lambda done: self._progress(copy, done, version.size)
@@ -352,9 +353,10 @@ def _pieces(copy: Copy) -> list[Copy]:
         return [copy]
     found = sources.files(copy.source)
     if copy.text and all(names.plain_name(inner).endswith(texts.ENDING) for _, inner in found):
-        return [dataset.text_folder(copy.source, copy.target, [url for url, _ in found], copy.column, copy.text)]
-    whole = (urls.shown(copy.source), copy.target)
-    return [Copy(url, copy.target / names.plain_name(inner), copy.column, shard_of=whole) for url, inner in found]
+        whole_text = dataset.text_folder(copy.source, copy.target, [url for url, _ in found], copy.column, copy.text)
+        return [replace(whole_text, entry=copy.entry)]
+    whole, to, of = (urls.shown(copy.source), copy.target), copy.target, copy.entry
+    return [Copy(url, to / names.plain_name(inner), copy.column, shard_of=whole, entry=of) for url, inner in found]
 
 
 def _version(copy: Copy) -> sources.Version:
@@ -377,12 +379,6 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return now.st_ino, now.st_size, now.st_mtime_ns
-
-
-def _foreign(copy: Copy, known: Record | None) -> ConfigError:
-    whose = f"from {known.source}" if known else "that cpt did not put there"
-    hint = "give yours another file name, or overwrite it with cpt stage-data --force"
-    return ConfigError(Problem(f"a file of this name {whose} has other content", copy.place, hint))
 
 
 def _sha256(path: Path) -> str:
