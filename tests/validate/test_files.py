@@ -251,6 +251,37 @@ def test_a_corpus_against_its_blocks(folder: Path, documents: int, length: int, 
     assert found(folder / "x.yaml", data=True) == expected
 
 
+@pytest.mark.parametrize(
+    ("documents", "length", "expected"),
+    [
+        (3, 20, ["'small' and 'other' together cannot fill one block of 512 tokens"]),
+        (10, 500, ["'small' and 'other' together: about 2 blocks of 512 tokens, and a step takes 4"]),
+        (10, 5000, []),
+    ],
+)
+def test_a_mix_is_judged_by_its_sum(folder: Path, documents: int, length: int, expected: list[str]) -> None:
+    corpus_of(folder, documents, length)
+    (folder / "dataset-configs" / "small.jsonl").write_text('{"text": "a"}\n')
+    columns = {"columns": {"prompt": "text"}}
+    entries = {"small": {"file_name": "small.jsonl", **columns}, "other": {"file_name": "corpus.jsonl", **columns}}
+    (folder / "dataset-configs" / "dataset_info.json").write_text(json.dumps(entries))
+    mixed = CONFIG.replace("dataset: corpus", "dataset: [small, other]")
+    (folder / "x.yaml").write_text(mixed + "  cutoff_len: 512\n  per_device_train_batch_size: 2\n")
+    report = files.validate([folder / "x.yaml"], Options(data=True, environ={}))
+    assert [item.message for item in report.findings] == expected
+
+
+def test_data_that_is_not_there_is_said_to_be_absent(folder: Path) -> None:
+    (folder / "corpus.jsonl").unlink()
+    (folder / "dataset_info.json").write_text(ENTRY)
+    report = files.validate([folder / "dataset_info.json"], Options(data=True, environ={}))
+    assert report.notes == [f"a: not read, it is not there: {folder}/corpus.jsonl"]
+    (folder / "x.yaml").write_text(CONFIG)
+    (folder / "dataset-configs" / "dataset_info.json").write_text('{"corpus": {"source": "../textz"}}')
+    messages = [item.message for item in files.validate([folder / "x.yaml"], Options(environ={})).findings]
+    assert messages == [f"the data of 'corpus' is not there: {folder}/textz"]
+
+
 def test_every_rule_is_shown_to_fire() -> None:
     shown = {rule.split()[1] for _, _, expected in CASES for rule, _, _ in expected}
     shown |= {rule.split()[1] for _, expected in DATA_CASES for rule, _ in expected}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpt_launcher import shipped
@@ -59,7 +59,8 @@ def check_entry(document: Document, entry: Entry, *, used: bool, run: str = "") 
     for key, near in unknown(columns, COLUMN_KEYS):
         hint = near or f'"prompt": "{key}" names the text column'
         yield finding("error", "registry-columns", f"'{key}' is no role of a column", hint, "columns", key)
-    if not isinstance(columns.get("prompt"), str) and not (entry.is_text and raw is None):
+    names_none = not isinstance(columns.get("prompt"), str) and not (entry.is_text and raw is None)
+    if names_none and not (_is_absent(entry) and not names.is_data(entry.given_name)):  # a folder of texts needs none
         what = f"entry '{name}' does not say which column holds the text"
         severity: Severity = "error" if used else "warning"
         yield finding(severity, "registry-columns", what, '"columns": {"prompt": "text"}', "columns")
@@ -201,32 +202,64 @@ def _target(document: Document, entry: Entry, run: str) -> Iterator[Finding]:
         yield of(Problem(what, where, 'give it another "file_name"', "registry-file"))
 
 
-def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str]]:
-    """Read a local dataset: findings on its records, and a line of counts."""
+@dataclass(frozen=True)
+class Amount:
+    """How much text was read."""
+
+    documents: int
+    size: int
+    tokens: int
+
+
+def check_bytes(entry: Entry, args: Arguments | None) -> tuple[list[Finding], list[str], Amount | None]:
+    """Read a local dataset: findings on its records, a line of counts, and how much it is; None where it was not
+    read through.
+    """
     column = entry.column
+    if _is_absent(entry):
+        return [], [f"{entry.name}: not read, it is not there: {entry.source}"], None
     if not entry.files or column is None:
-        return [], [f"{entry.name}: not read, it is not on this machine or names no text column"]
+        return [], [f"{entry.name}: not read, it is not on this machine or names no text column"], None
     for path in entry.files:
         if not (entry.is_text or reading.is_readable(path)) or not shipped.is_file(path):
-            return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"]
+            return [], [f"{entry.name}: not read ({path.suffix or 'no ending'})"], None
     try:
         if entry.is_text:
             reports = [reading.text_files(entry.files, column, entry.unit)]
         else:
             reports = [reading.file(path, column) for path in entry.files]
     except OSError as error:
-        return [of(Problem(f"cannot read it: {error.strerror}", str(error.filename), rule="registry-file"))], []
+        return [of(Problem(f"cannot read it: {error.strerror}", str(error.filename), rule="registry-file"))], [], None
     except DataError as error:
-        return [of(replace(problem, rule="data-record")) for problem in error.problems], []
+        return [of(replace(problem, rule="data-record")) for problem in error.problems], [], None
     found = [finding for report in reports for finding in _records(report, entry)]
     documents, tokens = sum(r.documents for r in reports), sum(r.tokens for r in reports)
     size = sum(r.text_bytes for r in reports)
     whole = f"{counted(documents, 'document')}, {counted(size, 'byte')} of text"
     note = f"{entry.name}: {whole}, about {counted(tokens, 'token')} (estimated)"
     block = args.whole("cutoff_len", 0) if args else 0
-    if args is None or block < 1 or not documents:
-        return found, [note]
-    return found + _packing(args, entry, documents, size, tokens), [f"{note}, {tokens // block:,} blocks of {block}"]
+    if block >= 1 and documents:
+        note = f"{note}, {tokens // block:,} blocks of {block}"
+    return found, [note], Amount(documents, size, tokens)
+
+
+def _is_absent(entry: Entry) -> bool:
+    """Whether an entry's data should be on this machine and is not."""
+    local = entry.source is not None and "://" not in entry.source
+    return local and not shipped.is_dir(str(entry.source)) and not shipped.is_file(str(entry.source))
+
+
+def check_amount(amounts: Mapping[str, Amount | None], args: Arguments) -> list[Finding]:
+    """What a config trains on against its blocks and steps, in sum: LLaMA-Factory merges the datasets before it packs
+    them (0.9.3, data/loader.py). Nothing where one of them was not read.
+    """
+    known = [amount for amount in amounts.values() if amount is not None]
+    documents = sum(amount.documents for amount in known)
+    if len(known) < len(amounts) or not documents or args.whole("cutoff_len", 0) < 1:
+        return []
+    name = " and ".join(f"'{name}'" for name in amounts)
+    whole = name if len(amounts) == 1 else f"{name} together"
+    return _packing(args, whole, documents, sum(one.size for one in known), sum(one.tokens for one in known))
 
 
 def _records(report: Report, entry: Entry) -> Iterator[Finding]:
@@ -240,19 +273,19 @@ def _records(report: Report, entry: Entry) -> Iterator[Finding]:
         yield of(Problem(what, report.first_empty, hint, "data-record"), "warning")
 
 
-def _packing(args: Arguments, entry: Entry, documents: int, size: int, tokens: int) -> list[Finding]:
+def _packing(args: Arguments, whole: str, documents: int, size: int, tokens: int) -> list[Finding]:
     """Blocks and what is lost of them. Each map batch of each process drops what does not fill a block
     (LLaMA-Factory 0.9.3, data/processor/pretrain.py): half a block on average.
     """
     where = args.where("dataset")
     block = args.whole("cutoff_len", 1)
     if size + documents < block:  # not even at a token a byte
-        what = f"'{entry.name}' cannot fill one block of {block} tokens"
+        what = f"{whole} cannot fill one block of {block} tokens"
         return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"))]
     blocks = tokens // block
     step = args.whole("per_device_train_batch_size", 1) * args.whole("ray_num_workers", 1)
     if blocks < step:
-        what = f"'{entry.name}' has about {blocks} blocks of {block} tokens, and a step takes {step}"
+        what = f"{whole}: about {blocks} blocks of {block} tokens, and a step takes {step}"
         return [of(Problem(what, where, "more text, or a smaller cutoff_len", "data-size"), "warning")]
     processes = max(1, min(args.whole("preprocessing_num_workers", 1), documents))
     batch = args.whole("preprocessing_batch_size", MAP_BATCH)

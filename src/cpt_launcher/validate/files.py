@@ -149,11 +149,13 @@ class _Checker:
             self.found += datasets.check_entry(document, entry, used=False)
             self._bytes(entry, None)
 
-    def _bytes(self, entry: dataset.Entry, args: Arguments | None) -> None:
-        if self.options.data:
-            found, notes = datasets.check_bytes(entry, args)
-            self.found += found
-            self.notes += notes
+    def _bytes(self, entry: dataset.Entry, args: Arguments | None) -> datasets.Amount | None:
+        if not self.options.data:
+            return None
+        found, notes, amount = datasets.check_bytes(entry, args)
+        self.found += found
+        self.notes += notes
+        return amount
 
     def _plain(self, document: Document, values: dict[str, object]) -> None:
         on_ray = any(key.startswith("ray_") or key == "resources_per_worker" for key in values)
@@ -219,12 +221,14 @@ class _Checker:
         """What a config points at: its datasets, its DeepSpeed file, its template."""
         try:
             folders = shipped.search_path(shipped.DATASETS, config.path)
+            amounts = {}
             for entry in dataset.find(config.datasets, folders, config.storage):
                 registry = yamlfile.read(entry.registry)
                 self.found += datasets.check_entry(registry, entry, used=True, run=config.name)
                 self.found += trust.dataset(args, entry)
                 self.add(*secrets_in_files.check(registry, entry.name))
-                self._bytes(entry, args)
+                amounts[entry.name] = self._bytes(entry, args)
+            self.found += datasets.check_amount(amounts, args)
         except CptError as error:
             self.add(*(_placed(problem, document, "dataset") for problem in error.problems))
         try:
