@@ -107,6 +107,16 @@ def remove_tree(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_parents(path: Path) -> None:
+    """Make the folders above a path, where they are not there.
+
+    Raises:
+        StorageError: they cannot be made.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """A file as it is, with the folders it needs."""
     with storage_errors(target):

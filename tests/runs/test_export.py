@@ -49,6 +49,9 @@ def test_which_checkpoint_is_meant(layout: Layout) -> None:
     with pytest.raises(ConfigError, match="there is no checkpoint of step 7") as caught:
         export.choose(run, "7")
     assert "complete ones: 10, 20" in caught.value.problems[0].hint
+    with pytest.raises(ConfigError, match="--checkpoint cannot be 'bset'") as caught:
+        export.choose(run, "bset")
+    assert caught.value.problems[0].hint == "did you mean 'best'?"
     layout.events.write_text("")
     with pytest.raises(ConfigError, match="held-out data"):
         export.choose(history.load(layout), "best")
@@ -82,6 +85,8 @@ def test_what_stops_it_before_anything_is_written(
     assert (done.code, "is there and not empty" in done.err) == (2, True)
     done = cpt("export", layout.run_dir, "learning_rate=1", "--to", tmp_path / "out")
     assert (done.code, "no argument of LLaMA-Factory's export" in done.err) == (2, True)
+    done = cpt("export", layout.run_dir, "export_siz=2", "--to", tmp_path / "out")
+    assert (done.code, "did you mean 'export_size'?" in done.err) == (2, True)
     run = history.load(layout)
     monkeypatch.setattr("cpt_launcher.plan.footprint.count_parameters", lambda _: 10**15)
     with pytest.raises(StorageError, match="are free"):
@@ -220,3 +225,18 @@ def test_what_another_user_wrote_is_loaded_only_if_asked_for(
         assert "--trust-owner nobody" in done.err
         assert "it was loaded" in cpt(*command, "--trust-owner", "nobody").err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folders_above_the_target_are_made(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "not" / "there" / "model"
+
+    def made(*_: object, **__: object) -> dict[str, object]:
+        (target.parent / ".model.cpt-part").mkdir()  # as LLaMA-Factory makes it: none above it
+        return {}
+
+    monkeypatch.setattr("cpt_launcher.subtask.run", made)
+    export.export(history.load(layout), target, export.Options(), {}, lambda _: None)
+    assert [path.name for path in target.iterdir()] == ["README.md"]
+    below = target / "README.md" / "model"
+    with pytest.raises(StorageError, match="cannot write: Not a directory"):
+        export.export(history.load(layout), below, export.Options(), {}, lambda _: None)

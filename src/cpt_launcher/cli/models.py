@@ -11,7 +11,8 @@ import typer
 
 from cpt_launcher import process, shipped
 from cpt_launcher.cli import show
-from cpt_launcher.config import document
+from cpt_launcher.config import arguments, document
+from cpt_launcher.config.suggest import near
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.launch import mlflow_page
 from cpt_launcher.runs import history
@@ -104,11 +105,14 @@ def _arguments(overrides: list[str]) -> dict[str, object]:
     Raises:
         ConfigError: not `key=value`, or a key that is none of them.
     """
+    known = [name for name in arguments.load().arguments if name.startswith(("export_", "quantization_"))]
+    known.remove("export_dir")
     found: dict[str, object] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals or not key.startswith(("export_", "quantization_")) or key == "export_dir":
+        if not equals or key not in known:
             hint = "for example export_size=2, export_quantization_bit=4, export_quantization_dataset=FILE"
+            hint = near(key, known, hint) if key not in known else hint
             raise ConfigError(Problem(f"'{text}' is no argument of LLaMA-Factory's export", "command line", hint))
         found[key] = document.parse(value, Path(f"command line, {key}")).value
     return found

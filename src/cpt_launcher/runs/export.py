@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from cpt_launcher import child, disk, jsontext, shipped, subtask
-from cpt_launcher.config import document
+from cpt_launcher.config import document, suggest
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, TrainingError
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import footprint
@@ -87,6 +87,9 @@ def choose(run: Run, wanted: str) -> Checkpoint:
             raise ConfigError(Problem("no complete checkpoint was evaluated on held-out data", str(output), hint))
         return min(judged, key=lambda item: losses[item.step])
     named = [item for item in found if str(item.step) == wanted]
+    if not named and not wanted.isdecimal():
+        hint = suggest.near(wanted, ("last", "best"), f"last, best or a step ({have})")
+        raise ConfigError(Problem(f"--checkpoint cannot be '{wanted}'", "command line", hint))
     if not named:
         raise ConfigError(Problem(f"there is no checkpoint of step {wanted}", str(output), have))
     if not named[0].complete:
@@ -114,6 +117,7 @@ def export(
     _require_room(chosen.path, target, options)
     part = target.with_name(f".{target.name}.cpt-part")
     disk.remove_tree(part)
+    disk.make_parents(target)
     say(f"exports {chosen.path} (step {chosen.step})")
     request = {
         "source": str(chosen.path),
