@@ -150,6 +150,10 @@ def test_checkpoints(cpt: Cpt, layout: Layout) -> None:
     (save(layout.output, 20) / "rng_state_1.pth").unlink()
     done = cpt("checkpoints", layout.run_dir)
     assert [line.split("  ")[0].strip() for line in done.out.splitlines()] == ["STEP", "10", "20"]
+    assert done.out.split("\n")[0].split()[:5] == ["STEP", "TRAIN", "LOSS", "HELD", "OUT"]
+    assert done.out.split("\n")[1].split()[:3] == ["10", "4.2500", "-"]
+    layout.events.write_text(json.dumps({"event": "eval", "step": 10, "loss": 3.5}) + "\n")
+    assert cpt("checkpoints", layout.run_dir).out.split("\n")[1].split()[:3] == ["10", "4.2500", "3.5000"]
     assert "with 2 workers, ZeRO-3" in done.out
     assert "no: rng_state_1.pth is missing" in done.out
     rows = json.loads(cpt("checkpoints", layout.run_dir, "--json").out)

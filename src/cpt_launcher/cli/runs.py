@@ -73,7 +73,8 @@ def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> N
         ]
         show.as_json(rows)
     else:
-        show.checkpoints(items, count)
+        held_out = {int(str(event["step"])): float(str(event["loss"])) for event in found.evals}
+        show.checkpoints(items, count, held_out)
 
 
 def doctor(storage: Storage = None, as_json: AsJson = False) -> None:

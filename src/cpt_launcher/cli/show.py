@@ -214,9 +214,9 @@ def _saved(run: Run, saved: Sequence[Checkpoint]) -> list[str]:
     return lines
 
 
-def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
-    """A table of checkpoints."""
-    rows = [("STEP", "LOSS", "SIZE", "COMPLETE", "RESUMABLE", "PATH")]
+def checkpoints(items: Sequence[Checkpoint], workers: int, held_out: Mapping[int, float]) -> None:
+    """A table of checkpoints; `held_out` has the held-out losses that are known, by step."""
+    rows = [("STEP", "TRAIN LOSS", "HELD OUT", "SIZE", "COMPLETE", "RESUMABLE", "PATH")]
     for item in items:
         loss = "-" if item.loss is None else f"{item.loss:.4f}"
         reason = item.resumable(workers)
@@ -224,7 +224,8 @@ def checkpoints(items: Sequence[Checkpoint], workers: int) -> None:
         by += f", ZeRO-{item.stage}" if item.stage else ""
         complete = "yes" if item.complete else f"no: {item.missing}"
         resumable = "no" if reason == item.missing and reason else f"no: {reason}" if reason else by
-        rows.append((str(item.step), loss, events.size(item.size), complete, resumable, str(item.path)))
+        judged = f"{held_out[item.step]:.4f}" if item.step in held_out else "-"
+        rows.append((str(item.step), loss, judged, events.size(item.size), complete, resumable, str(item.path)))
     table(rows)
 
 
