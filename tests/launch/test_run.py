@@ -141,6 +141,9 @@ def test_a_finished_run_is_not_run_again_but_afresh(cpt: Cpt, workspace: Path, s
     again = cpt("run", "my.yaml")
     assert again.code == 2
     assert "the run first has finished" in again.err
+    assert "`cpt run my.yaml --fresh`" in again.err
+    output = workspace / "storage" / "first" / "output"
+    assert f"`cpt run my.yaml name=first-more model={output}`" in again.err
     assert cpt("run", "my.yaml", "--fresh").code == 0
     assert record(workspace, "first-2")["state"] == "finished"
     rendered = yaml.safe_load((workspace / "storage" / "first-2" / "cpt" / "train.yaml").read_text())

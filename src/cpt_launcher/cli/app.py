@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,7 +83,7 @@ def run(
     _check(config, overrides or [])
     loaded = read.read(config, overrides or [])
     if dry_run:
-        _preview(loaded, fresh=fresh)
+        _preview(loaded, overrides or [], fresh=fresh)
     else:
         _train(
             loaded, overrides or [], raw=raw, fresh=fresh, retries=retries, skip=tuple(skip or ()),
@@ -107,9 +108,9 @@ def resume(
 
     layout, trusted = history.find(run, storage, os.environ).layout, tuple(trust or ())
     known = resumption.recorded(layout, trusted)
-    runs.choose_run(known.config, fresh=False, name=layout.run)
+    runs.choose_run(known.config, fresh=False, name=layout.run, overrides=known.overrides)
     if dry_run:
-        _preview(known.config, name=layout.run)
+        _preview(known.config, known.overrides, name=layout.run)
         return
     tries = known.retries if retries is None else retries
     options = runs.Options(False, tries, tuple(skip or ()), trusted, layout.run, known.text, known.overrides)
@@ -306,12 +307,14 @@ def _check(path: Path, overrides: list[str], besides: tuple[str, ...] = ()) -> N
     check.refuse_mistakes(path, overrides, besides)
 
 
-def _preview(loaded: RunConfig | PlainConfig, *, fresh: bool = False, name: str | None = None) -> None:
+def _preview(
+    loaded: RunConfig | PlainConfig, overrides: Sequence[str] = (), *, fresh: bool = False, name: str | None = None
+) -> None:
     from cpt_launcher.launch import run as runs
 
     plan, resumed = plans.plan_run(loaded, os.environ, name), None
     try:
-        name = runs.choose_run(loaded, fresh=fresh, name=name)
+        name = runs.choose_run(loaded, fresh=fresh, name=name, overrides=overrides)
         plan, resumed = runs.planned(loaded, os.environ, name)
     except CptError as error:
         terminal.note(f"warning: a real run would stop here: {error}")
@@ -336,7 +339,8 @@ def _refuse_impossible(argv: list[str]) -> None:
         own = value if attached else text
         option = name if attached else before if before.startswith("-") else "an argument"
         if not own.strip():
-            hint = "is a shell variable not set? Give it a value, or leave it out"
+            leave = "" if option in ("--to", "an argument") else ", or leave it out"
+            hint = f"is a shell variable not set? Give it a value{leave}"
             raise ConfigError(Problem(f"{option} is empty", "command line", hint))
         is_list = "=" in own or "," in own
         if not is_list and (len(own) > 4000 or any(len(os.fsencode(part)) > 255 for part in own.split("/"))):

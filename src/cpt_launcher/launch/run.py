@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,9 @@ class Options:
     overrides: tuple[str, ...] = ()
 
 
-def choose_run(config: RunConfig | PlainConfig, *, fresh: bool, name: str | None = None) -> str:
+def choose_run(
+    config: RunConfig | PlainConfig, *, fresh: bool, name: str | None = None, overrides: Sequence[str] = ()
+) -> str:
     """The run's name: `name` or the config's own, or with `fresh` the first `name-N` that is not taken.
 
     Raises:
@@ -73,11 +76,22 @@ def choose_run(config: RunConfig | PlainConfig, *, fresh: bool, name: str | None
         return next(name for n in numbers if not (config.storage / (name := f"{config.name}-{n}")).exists())
     known = record.read(layout) or {}
     if known.get("state") == "finished":
-        hint = "`cpt run CONFIG --fresh` runs it again in a new folder, or give it another name: name=..."
-        raise ConfigError(Problem(f"the run {layout.run} has finished", str(layout.run_dir), hint))
+        raise ConfigError(
+            Problem(f"the run {layout.run} has finished", str(layout.run_dir), _after(config, layout, overrides))
+        )
     if known.get("state") == "running":
         raise _running(layout, f" on {known.get('host')}, process {known.get('pid')}")
     return layout.run
+
+
+def _after(config: RunConfig | PlainConfig, layout: Layout, overrides: Sequence[str]) -> str:
+    """What to do where the run has finished."""
+    if isinstance(config, PlainConfig):
+        return f"to run it again, set another ray_run_name and output_dir in {config.path}"
+    path, kept = str(config.path), [text for text in overrides if not text.startswith(("name=", "model="))]
+    again = shlex.join(["cpt", "run", path, *overrides, "--fresh"])
+    further = shlex.join(["cpt", "run", path, *kept, f"name={layout.run}-more", f"model={layout.output}"])
+    return f"`{again}` runs it again in a new folder; `{further}` trains its model further, as a new run"
 
 
 def planned(
@@ -108,7 +122,9 @@ def run(
     options = options or Options()
     instead = config.mlflow.uri if isinstance(config, RunConfig) and config.mlflow else None
     environ = mlflow_address.apart(environ, instead)
-    layout = Layout(config.storage, choose_run(config, fresh=options.fresh, name=options.name))
+    layout = Layout(
+        config.storage, choose_run(config, fresh=options.fresh, name=options.name, overrides=options.overrides)
+    )
     plan = plan_run(config, environ, layout.run)
     ready = preflight.check(plan, environ, skip=options.skip)
     environ = ready.environ
