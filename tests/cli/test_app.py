@@ -258,6 +258,42 @@ def test_no_path_is_that_long(cpt: Cpt, workspace: Path, arguments: tuple[str, .
     assert cpt("validate", "my.yaml", "train.run_name=" + "a" * 300).code == 0
 
 
+def test_what_a_command_needs_is_not_to_be_left_out(cpt: Cpt, workspace: Path) -> None:
+    assert "Give it a value\n" in cpt("export", "first", "--to", "").err
+    assert "Give it a value, or leave it out\n" in cpt("runs", "--storage", "").err
+
+
+def test_a_config_that_is_not_there_is_named_as_typed(cpt: Cpt, workspace: Path) -> None:
+    done = cpt("run", "mi.yaml")
+    assert (done.code, done.err.splitlines()) == (2, [
+        "error: there is no file mi.yaml", "  where: mi.yaml", "  next:  did you mean my.yaml?",
+    ])  # fmt: skip
+    assert "see `cpt configs list`" in cpt("run", "nothing_like_it.yaml").err
+
+
+def test_a_wrong_choice_of_an_option_without_the_library_s_words(cpt: Cpt, workspace: Path) -> None:
+    done = cpt("export", "first", "--to", "x", "--dtype", "bf61")
+    assert done.err.startswith("error: invalid value for '--dtype': 'bf61' is not one of ")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("eval=0.2", "eval must be a mapping, not 0.2 (eval: {share: 0.01} holds"),
+        ("resources=", "'resources' is missing (resources: {gpus: 4}, or resources: {cpus: 2} "),
+        ("resources={}", "resources names neither gpus nor cpus (resources: {gpus: 4}, "),
+        ("train.max_steps=-3", "max_steps must be -1 or more, not -3 (without"),
+        ("train.save_steps=0", "save_steps must be more than 0, not 0 (without"),
+        ("train.adam_beta1=1", "adam_beta1 must be from 0 to below 1, not 1 (without"),
+        ("train.stage=sft", "(leave it out: this launcher does continued pre-training alone (stage: pt))"),
+        ("name=models", "name 'models' cannot be a run's folder: cpt keeps something else under that name"),
+    ],
+)
+def test_what_is_wrong_is_said_plainly(cpt: Cpt, workspace: Path, override: str, said: str) -> None:
+    done = cpt("validate", "my.yaml", override)
+    assert (done.code, said in done.out) == (2, True), done.out
+
+
 def test_an_empty_value_of_an_override_is_none(cpt: Cpt, workspace: Path) -> None:
     assert cpt("validate", "my.yaml", "train.run_name=").code == 0
     assert "'storage' is missing" in cpt("validate", "my.yaml", "storage=").out

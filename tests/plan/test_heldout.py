@@ -129,8 +129,12 @@ def test_what_cannot_be_split() -> None:
     assert heldout.split("a", {"split": "test[:10]"}, some, Counted(135), 42) is None
     assert heldout.split("a", {"cloud_file_name": "s3://b/a.json"}, some, Counted(135), 42) is None
     assert heldout.split("a", {}, Evaluation(datasets=("b",)), Counted(135), 42) is None
-    with pytest.raises(ConfigError, match="leave nothing of 'a' to train on"):
+    with pytest.raises(ConfigError, match="leaves nothing to train on: 'a' has 7 documents") as caught:
         drawn(some, documents=7)
+    assert caught.value.problems[0].hint == "hold fewer out: eval: {documents: 1}"
+    with pytest.raises(ConfigError, match=r"out 1 document leaves nothing to train on: 'a' has 1 document$") as caught:
+        drawn(Evaluation(percent=1), documents=1)
+    assert "eval: none" in caught.value.problems[0].hint
 
 
 def test_held_out_documents_are_not_repeated() -> None:

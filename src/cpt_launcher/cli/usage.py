@@ -34,6 +34,7 @@ def problem(error: Exception, argv: Sequence[str]) -> Problem:
         )
     said = str(getattr(error, "format_message", lambda: error)())
     what = said.partition(". Did you mean")[0].partition(", unable to")[0].rstrip(".")
+    what = what.replace("Value error, ", "")  # Pydantic's, before what Typer says
     hint = f"{_usage(context.get_usage())} (more: {command} --help)" if context else "see cpt --help"
     commands: Collection[str] = getattr(getattr(context, "command", None), "commands", {})
     wrong = next((word for word in argv if f"'{word}'" in what), "")

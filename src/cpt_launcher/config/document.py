@@ -7,6 +7,8 @@ a key given twice is an error, and `1e-4` is a number (PyYAML follows YAML 1.1, 
 from __future__ import annotations
 
 import bisect
+import contextlib
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -125,8 +127,7 @@ def read(path: Path, *, yaml11: bool = False) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        hint = "check the path, or see `cpt configs list`"
-        raise ConfigError(_unreadable(f"there is no file {path}", Path.cwd(), hint)) from None
+        raise ConfigError(_unreadable(f"there is no file {path}", path, _beside(path))) from None
     except OSError as error:
         raise ConfigError(_unreadable(f"cannot read {path}: {error.strerror}", path, "check the file")) from None
     if len(raw) > MAX_BYTES:
@@ -137,6 +138,15 @@ def read(path: Path, *, yaml11: bool = False) -> Document:
     except UnicodeDecodeError as error:
         raise ConfigError(_unreadable(f"not UTF-8 text (byte {error.start})", path, "save it as UTF-8")) from None
     return (path.suffix == ".json" and _json(text, path)) or parse(text, path, yaml11=yaml11)
+
+
+def _beside(path: Path) -> str:
+    """What to name instead of a file that is not there: one like it in its folder, where there is one."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml", ".json")]
+    close = difflib.get_close_matches(path.name, names, 1)
+    return f"did you mean {path.with_name(close[0])}?" if close else "check the path, or see `cpt configs list`"
 
 
 def _json(text: str, path: Path) -> Document | None:

@@ -30,7 +30,7 @@ def is_data(name: str) -> bool:
 def wrong_run(name: str) -> str | None:
     """Why a run cannot be called so, None if it can."""
     if name.casefold() in RESERVED:
-        return "the storage has something else of that name"
+        return "cpt keeps something else under that name"
     return "it ends like a data file" if is_data(name.casefold()) else None
 
 

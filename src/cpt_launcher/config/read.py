@@ -19,6 +19,10 @@ from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.secrets import telling
 
 PLAIN_SIGNS = ("stage", "model_name_or_path")
+_EVAL_EXAMPLES = (
+    "eval: {share: 0.01} holds one document in a hundred out; or eval: {documents: 1000}, or eval: {dataset: my_test}"
+)
+_RESOURCES = "resources: {gpus: 4}, or resources: {cpus: 2} for CPU workers"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -139,6 +143,13 @@ def _plain(document: Document, values: dict[str, object], overrides: Sequence[st
     return PlainConfig(document.path, text, values, str(name), shipped.from_user(str(storage)))
 
 
+def _instead_of(key: str) -> str:
+    """What to do about an argument of LLaMA-Factory that the launcher writes."""
+    if key == "stage":
+        return "leave it out: this launcher does continued pre-training alone (stage: pt)"
+    return f"set '{OWNED[key]}' instead"
+
+
 class _Reader(Values):
     """Takes a config out of a document."""
 
@@ -168,9 +179,9 @@ class _Reader(Values):
         train = values.get("train") or {}
         for key in unknown and [key for key in unknown if key in arguments.load().arguments]:
             hint = (
-                "LLaMA-Factory's own arguments go under train: (train.{0})" if key not in OWNED else "set '{1}' instead"
+                f"LLaMA-Factory's own arguments go under train: (train.{key})" if key not in OWNED else _instead_of(key)
             )
-            self._add(f"unknown key '{key}'", (key,), hint.format(key, OWNED.get(key)), "unknown-key")
+            self._add(f"unknown key '{key}'", (key,), hint, "unknown-key")
             values = {name: value for name, value in values.items() if name != key}
             if isinstance(train, dict) and key not in train and key not in OWNED:
                 self.document = self.document.moved((key,), ("train", key))
@@ -214,7 +225,9 @@ class _Reader(Values):
     def _resources(self, values: Mapping[str, object]) -> Resources:
         at = "resources"
         raw: dict[str, object] = self._take(values, at, dict, {})
-        is_mapping = raw is values.get(at) or values.get(at) is None
+        is_mapping = raw is values.get(at)
+        if values.get(at) is None:
+            self._add("'resources' is missing", (at,), _RESOURCES, "missing-key")
         raw = self._known(raw, ("gpus", "cpus", "nodes", "accelerator", "same_node", "cluster"), (at,))
         workers = self._workers(raw) if is_mapping else 0
         cluster = self._take(raw, "cluster", str, "auto", at)
@@ -242,8 +255,8 @@ class _Reader(Values):
         if len(self.problems) > before:
             return 0
         if (gpus > 0) == (cpus > 0) or min(gpus, cpus) < 0:
-            hint = "resources: {gpus: 4}, or {cpus: 2} for CPU workers"
-            self._add(f"resources needs either gpus or cpus, not gpus: {gpus}, cpus: {cpus}", (at,), hint)
+            what = f"resources needs either gpus or cpus, not gpus: {gpus}, cpus: {cpus}"
+            self._add(what if raw else "resources names neither gpus nor cpus", (at,), _RESOURCES)
             return 0
         return gpus or cpus
 
@@ -287,12 +300,14 @@ class _Reader(Values):
         """A part of each corpus, or datasets of their own."""
         if values.get("eval") in (None, "none"):
             return None
+        if not isinstance(given := values["eval"], dict):
+            self._add(f"eval must be a mapping, not {given!r}", ("eval",), _EVAL_EXAMPLES, "wrong-type")
+            return None
         raw: dict[str, object] = self._take(values, "eval", dict, {})
         raw = self._known(raw, ("share", "documents", "dataset", "tail"), ("eval",))
         tail = self._take(raw, "tail", bool, False, "eval")
         if len(raw.keys() - {"tail"}) != 1:
-            hint = "{share: 0.01} holds one document in a hundred out; or {documents: 1000}, or {dataset: my_test}"
-            self._add("eval needs one of share, documents and dataset", ("eval",), hint)
+            self._add("eval needs one of share, documents and dataset", ("eval",), _EVAL_EXAMPLES)
             return None
         if "documents" in raw:
             count = self._take(raw, "documents", int, 1, "eval")
@@ -319,7 +334,7 @@ class _Reader(Values):
                 self._add(
                     f"train.{key} is written by the launcher",
                     ("train", key),
-                    f"set '{OWNED[key]}' instead",
+                    _instead_of(key),
                     "owned-key",
                 )
         return train

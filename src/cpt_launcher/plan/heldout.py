@@ -13,6 +13,7 @@ from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.staging.dataset import Copy, Entry
 from cpt_launcher.staging.manifest import Record
+from cpt_launcher.wording import counted as nouns
 
 # `datasets` opens the corpus once for each slice, 5 to 10 ms, and again in each process of a map (docs/heldout.md).
 MOST_STRETCHES = 500
@@ -82,8 +83,7 @@ def split(name: str, fields: Fields, wanted: Evaluation, there: Counted | None, 
     documents = there.documents
     held = max(1, round(documents * wanted.percent / 100)) if wanted.percent else wanted.documents
     if held >= documents:
-        what = f"{held:,} documents held out leave nothing of '{name}' to train on, which has {documents:,}"
-        raise ConfigError(Problem(what, "eval", "hold fewer out: eval: {share: 0.01}", "evaluation"))
+        raise ConfigError(_nothing_left(name, held, documents))
     held_out = sample(documents, held, f"{seed} {name}")
     how = "" if len(held_out) == held else f" in {len(held_out)} stretches"
     return Split(
@@ -93,6 +93,16 @@ def split(name: str, fields: Fields, wanted: Evaluation, there: Counted | None, 
         f"random-{part}-of-{documents}-seed-{seed}-{there.digest}",
         f"holds out {held:,} of the {documents:,} documents of {name}, at random{how} (seed {seed})",
     )
+
+
+def _nothing_left(name: str, held: int, documents: int) -> Problem:
+    """That all documents of an entry would be held out, and what to do: of a single one no part can be held out."""
+    has = f"'{name}' has {nouns(documents, 'document')}"
+    what = f"holding out {nouns(held, 'document')} leaves nothing to train on: {has}"
+    hint = f"hold fewer out: eval: {{documents: {max(1, documents // 100)}}}"
+    if documents < 2:
+        hint = "eval: none, or held-out data of its own: eval: {dataset: my_test}; or split the document into several"
+    return Problem(what, "eval", hint, "evaluation")
 
 
 def _last(name: str, fields: Fields, whole: str, wanted: Evaluation, mark: str, said: str) -> Split:

@@ -40,7 +40,7 @@ RANGES: dict[str, str] = {
 }
 
 
-_HINT_RANGE = "a round bracket leaves the end itself out; without the argument, LLaMA-Factory's default holds"
+_HINT_RANGE = "without the argument, LLaMA-Factory's default holds"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,17 @@ def out_of_range(args: Arguments) -> Iterator[Finding]:
         if value is None or (low < value < high):
             continue
         if math.isnan(value) or not ((value == low and span[0] == "[") or (value == high and span[-1] == "]")):
-            yield args.error("out-of-range", name, f"{name} must be in {span}, not {args.given[name]!r}", _HINT_RANGE)
+            yield args.error(
+                "out-of-range", name, f"{name} must be {_in_words(span)}, not {args.given[name]!r}", _HINT_RANGE
+            )
+
+
+def _in_words(span: str) -> str:
+    """`[-1, inf)` is `-1 or more`, `(0, inf)` more than 0, `[0, 1)` from 0 to below 1."""
+    low, high = span[1:-1].split(", ")
+    if high == "inf":
+        return f"{low} or more" if span[0] == "[" else f"more than {low}"
+    return f"from {low} to {'' if span[-1] == ']' else 'below '}{high}"
 
 
 def unexpanded_variables(args: Arguments) -> Iterator[Finding]:

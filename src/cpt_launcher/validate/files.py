@@ -72,7 +72,8 @@ def refuse(found: Sequence[Finding]) -> None:
         DataError: all are about data.
     """
     errors = [item for item in found if item.severity == "error"]
-    problems = [Problem(item.message, item.place, item.hint, item.rule) for item in errors]
+    places = [item.path if item.rule == "file-unreadable" else item.place for item in errors]  # a file has no line then
+    problems = [Problem(item.message, place, item.hint, item.rule) for item, place in zip(errors, places, strict=True)]
     if problems:
         raise (DataError if all(item.is_data for item in errors) else ConfigError)(*problems)
 
