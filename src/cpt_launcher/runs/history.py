@@ -24,8 +24,8 @@ _RATES = ("seconds_per_step", "seconds_left", "tokens_per_second", "tokens_per_s
 class Run:
     """One run: its record, its events of every kind that matters, newest last; `restarts` are the steps at which it
     resumed after an end. `evaluating`: how far a running evaluation is. `last`: the last step that was made, whose loss
-    may not have been logged. What goes on now (`phase`, `evaluating`, rates and time left of the last of `steps`) is known
-    from the last start alone; an ended run is in no phase.
+    may not have been logged. What happens now (`phase`, `evaluating`, rates and time left of the last of `steps`) is
+    known from the last start alone; an ended run is in no phase.
     """
 
     layout: Layout
