@@ -415,9 +415,3 @@ def test_strange_files(cpt: Cpt, folder: Path) -> None:
     assert done.code == 2
     named = {line.split(":")[0] for line in done.out.splitlines() if "file-unreadable" in line or "yaml-syntax" in line}
     assert named == {"binary.yaml", "huge.yaml", "loop.yaml", "pipe.yaml"}
-
-
-def test_a_folder_that_cannot_be_listed() -> None:
-    checker = files._Checker(Options(environ={}))
-    assert list(files._walk(Path("/absent/folder"), checker)) == []
-    assert [(item.rule, item.path) for item in checker.found] == [("file-unreadable", "/absent/folder")]

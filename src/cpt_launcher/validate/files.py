@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,14 +19,12 @@ from cpt_launcher.errors import ConfigError, CptError, DataError, Problem
 from cpt_launcher.layout import Layout
 from cpt_launcher.plan import plan
 from cpt_launcher.staging import dataset
-from cpt_launcher.validate import check_arguments, datasets, end_of_text, strict, trust
+from cpt_launcher.validate import check_arguments, datasets, end_of_text, strict, trust, walk
 from cpt_launcher.validate import deepspeed as check_deepspeed
 from cpt_launcher.validate import paths as check_paths
 from cpt_launcher.validate.arguments import Arguments
 from cpt_launcher.validate.report import Finding, of, ordered
 
-SUFFIXES = (".yaml", ".yml", ".json")
-SKIPPED = ("node_modules", "__pycache__")
 _PLACEHOLDER = re.compile(r"<[A-Za-z][\w -]*>")
 
 
@@ -50,18 +49,19 @@ class Report:
 
 def validate(paths: Sequence[Path], options: Options) -> Report:
     """Check files, and what is recognised in folders."""
-    checker = _Checker(options)
+    checker, skipped = _Checker(options), Counter[str]()
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             before = checker.files, len(checker.found)
-            for inner in _walk(path, checker):
+            for inner in walk.files(path, checker.add_unlisted, skipped):
                 checker.check(inner, named=False)
             if (checker.files, len(checker.found)) == before:
                 hint = "name a folder with configs, DeepSpeed JSONs or a dataset registry"
                 checker.add(Problem("nothing in this folder is known to cpt", f"{path}:1:1", hint, "unknown-file"))
         else:
             checker.check(path, named=True)
-    return Report(checker.files, ordered(checker.found), list(dict.fromkeys(checker.notes)))
+    notes = [*checker.notes, *([remark] if (remark := walk.remark(skipped)) else [])]
+    return Report(checker.files, ordered(checker.found), list(dict.fromkeys(notes)))
 
 
 def refuse(found: Sequence[Finding]) -> None:
@@ -78,19 +78,6 @@ def refuse(found: Sequence[Finding]) -> None:
         raise (DataError if all(item.is_data for item in errors) else ConfigError)(*problems)
 
 
-def _walk(folder: Path, checker: _Checker) -> Iterator[Path]:
-    """YAML and JSON files below a folder; links to folders are not followed."""
-
-    def on_error(error: OSError) -> None:
-        checker.add(
-            Problem(f"cannot read it: {error.strerror}", str(error.filename), "may you list it?", "file-unreadable")
-        )
-
-    for root, folders, names in os.walk(folder, onerror=on_error):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED)
-        yield from (Path(root, name) for name in sorted(names) if name.endswith(SUFFIXES))
-
-
 class _Checker:
     """Collects findings over files."""
 
@@ -103,6 +90,11 @@ class _Checker:
     def add(self, *problems: Problem) -> None:
         self.found += [of(problem) for problem in problems]
 
+    def add_unlisted(self, error: OSError) -> None:
+        """A folder that cannot be listed."""
+        what = f"cannot read it: {error.strerror}"
+        self.add(Problem(what, str(error.filename), "may you list it?", "file-unreadable"))
+
     def check(self, path: Path, *, named: bool) -> None:
         """One file; `named` by the user, so that one which is nothing of ours is a mistake."""
         before = len(self.found)
@@ -111,14 +103,15 @@ class _Checker:
             if isinstance(document.value, dict) and read.is_plain(document.value):
                 document = yamlfile.read(path, yaml11=True)
         except CptError as error:
-            self.files += 1
-            self.add(*error.problems)
+            if named or walk.may_be_ours(path):
+                self.files += 1
+                self.add(*error.problems)
             return
         if isinstance(document.value, dict):
             document, problems = read.with_overrides(document, self.options.overrides)
             self.add(*problems)
         values = document.value if isinstance(document.value, dict) else {}
-        if not self._recognised(document, path, values):
+        if not self._recognised(document, path, values, named=named):
             if named:
                 self.add(Problem("this is nothing that cpt knows", f"{path}:1:1", "a config has name:", "unknown-file"))
             return
@@ -127,12 +120,13 @@ class _Checker:
         self.found += _placeholders(document)
         self.found[before:] = trust.spoken(self.found[before:], document)
 
-    def _recognised(self, document: Document, path: Path, values: dict[str, object]) -> bool:
-        if arguments.is_deepspeed(values):
+    def _recognised(self, document: Document, path: Path, values: dict[str, object], *, named: bool) -> bool:
+        ours = named or walk.is_ours(values)
+        if arguments.is_deepspeed(values) and ours:
             self.found += check_deepspeed.check(document)
-        elif read.is_plain(values):
+        elif read.is_plain(values) and ours:
             self._plain(document, values)
-        elif set(values) & set(LAUNCHER_KEYS):
+        elif set(values) & set(LAUNCHER_KEYS) and ours:
             self._launcher(document, values)
         elif datasets.is_registry(path, values):
             self._registry(document, path)
