@@ -32,7 +32,7 @@ def require_storage(storage: Path) -> None:
         StorageError: it is absent, not a folder, or not writable.
     """
     if storage.exists() and not storage.is_dir():
-        raise StorageError(Problem("the storage is a file", str(storage), "storage: names a folder"))
+        raise StorageError(Problem("the storage is a file, not a folder", str(storage), "storage: names a folder"))
     if not storage.is_dir():
         hint = f"is it mounted? If it is to be a plain folder: mkdir -p {storage}"
         raise StorageError(Problem("the storage is not there", str(storage), hint))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cpt_launcher import __version__, disk, process, shipped
-from cpt_launcher.cli import job, models, usage
+from cpt_launcher.cli import job, models, usage, which
 from cpt_launcher.cli import plan as cli_plan
 from cpt_launcher.cli import runs as cli_runs
 from cpt_launcher.cli import show as terminal
@@ -104,9 +104,8 @@ def resume(
     """Resume a run as it was recorded, with its config and overrides."""
     from cpt_launcher.launch import resumption
     from cpt_launcher.launch import run as runs
-    from cpt_launcher.runs import history
 
-    layout, trusted = history.find(run, storage, os.environ).layout, tuple(trust or ())
+    layout, trusted = which.run(run, storage).layout, tuple(trust or ())
     known = resumption.recorded(layout, trusted)
     runs.choose_run(known.config, fresh=False, name=layout.run, overrides=known.overrides)
     if dry_run:
@@ -221,6 +220,7 @@ def demo(
     """The whole path on two CPU workers, with a tiny model."""
     from cpt_launcher.stack import demo as demos
 
+    which.refuse_file(storage)
     model = storage / "models" / "tiny-gemma3"
     config = shipped.shipped(shipped.CONFIGS) / "tiny_cpu.yaml"
     overrides = [f"storage={storage}", f"model={model}"] if storage != Path("cpt-demo") else []
@@ -290,6 +290,7 @@ def _staging(config: Path | None, storage: Path | None, given: list[str]) -> tup
             raise ConfigError(Problem("stage to where?", "command line", "name a config, or --storage DIR"))
         registry = shipped.search_path(shipped.DATASETS)[0] / shipped.REGISTRY
         _check(registry, [])
+        which.refuse_file(storage)
         target = shipped.from_user(str(storage))
         return (target, *plans.plan_staging_all(registry, target))
     overrides = [*given, f"storage={storage}"] if storage else given

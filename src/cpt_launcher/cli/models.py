@@ -10,12 +10,11 @@ from typing import Annotated, Literal
 import typer
 
 from cpt_launcher import process, shipped
-from cpt_launcher.cli import show
+from cpt_launcher.cli import show, which
 from cpt_launcher.config import arguments, document
 from cpt_launcher.config.suggest import near
 from cpt_launcher.errors import ConfigError, Problem
 from cpt_launcher.launch import mlflow_page
-from cpt_launcher.runs import history
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its config, or its name on the storage.")]
 Storage = Annotated[Path | None, typer.Option(help="The storage that a run's name is looked for on.")]
@@ -49,7 +48,7 @@ def export(
 
     if to is None:
         raise ConfigError(Problem("export to where?", "command line", "--to DIR"))
-    found = history.find(run, storage, os.environ)
+    found = which.run(run, storage)
     options = exports.Options(checkpoint, dtype, check, _arguments(overrides or []), tuple(trust or ()))
     with process.interruptible("nothing was exported"):
         made = exports.export(found, shipped.from_user(str(to)), options, os.environ, show.note)
@@ -75,7 +74,7 @@ def evaluate(
     """
     from cpt_launcher.runs import evaluate as evaluation
 
-    found = history.find(run, storage, os.environ)
+    found = which.run(run, storage)
     with process.interruptible(""):
         result = evaluation.evaluate(found, dataset, checkpoint, os.environ, show.note, trust or ())
     if as_json:
@@ -89,7 +88,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port of MLflow's page.")] = 5000,
 ) -> None:
     """MLflow's page on the runs of a storage, until Ctrl-C."""
-    place = history.choose_storage(storage, os.environ)
+    place = which.place(storage)
     database = place / "mlflow.db"
     if not database.is_file():
         hint = "runs with `tracking: {mlflow: {}}` make one; with an address, its server has the page"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cpt_launcher.cli import show
+from cpt_launcher.cli import show, which
 from cpt_launcher.errors import ConfigError, NotReadyError, Problem, StorageError
 from cpt_launcher.runs import checkpoints as saved
 from cpt_launcher.runs import history
@@ -22,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdou
 
 def runs(storage: Storage = None, as_json: AsJson = False) -> None:
     """The runs on a storage, the newest first."""
-    found = history.runs(history.choose_storage(storage, os.environ))
+    found = history.runs(which.place(storage))
     if as_json:
         show.as_json([_as_json(run) for run in found])
     else:
@@ -31,7 +31,7 @@ def runs(storage: Storage = None, as_json: AsJson = False) -> None:
 
 def status(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
     """What a run is doing, or how it ended."""
-    found = history.find(run, storage, os.environ)
+    found = which.run(run, storage)
     items = saved.find(_output(found), marked=found.record.get("checkpoints") == "marked")
     if as_json:
         whole = {item.path.name for item in items if item.complete}
@@ -48,7 +48,7 @@ def logs(
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many of the last lines; 0 is all.")] = 100,
 ) -> None:
     """A run's log, secrets replaced by their names."""
-    found = history.find(run, storage, os.environ)
+    found = which.run(run, storage)
     log = found.layout.train_log
     if not log.is_file():
         raise ConfigError(Problem("the run has no log yet", str(log), "it is written once the training process starts"))
@@ -61,7 +61,7 @@ def logs(
 
 def checkpoints(run: Run, storage: Storage = None, as_json: AsJson = False) -> None:
     """A run's checkpoints, and which can be resumed from."""
-    found = history.find(run, storage, os.environ)
+    found = which.run(run, storage)
     marked = found.record.get("checkpoints") == "marked"
     items = saved.find(_output(found), found.layout.run_dir, marked=marked)
     workers = found.record.get("workers")
