@@ -155,3 +155,13 @@ def test_a_model_that_writes_elsewhere(workspace: Path) -> None:
         assert "'../x'" in problem.what
     (cached.parent / "tokenizer_config.json").write_text('{"chat_template": {"x": ""}}')
     assert preflight.model_present(plan(model="some/model"), {}) == []
+
+
+def test_a_mistyped_folder_is_no_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    (problem,) = preflight.model_present(plan(model="tiny-gemma"), {})
+    assert problem.what.endswith("; there is no folder tiny-gemma here either")
+    assert "model: ./tiny-gemma" in problem.hint
+    (problem,) = preflight.model_present(plan(model="some/model"), {})
+    assert ("no folder" in problem.what, "cpt fetch-model" in problem.hint) == (False, True)

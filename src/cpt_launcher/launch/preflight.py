@@ -205,7 +205,11 @@ def model_present(plan: Plan, _: Mapping[str, str]) -> list[Problem]:
     try:
         hub.check_access(plan.model)
     except NotReadyError as error:
-        return list(error.problems)
+        if "/" in plan.model:
+            return list(error.problems)
+        hint = f"name a folder by its path: model: ./{plan.model}, or a model of the hub: model: owner/name"
+        none = f"there is no folder {plan.model} here either"
+        return [Problem(f"{found.what}; {none}", found.where, hint, found.rule) for found in error.problems]
     return []
 
 
