@@ -92,3 +92,16 @@ def test_a_source_that_grew_is_staged_for_all_who_use_it(
     register(same={})
     done = cpt("stage-data", "my.yaml")
     assert (done.code, "(3 documents" in done.err) == (0, True), done
+
+
+def test_two_columns_of_one_file_that_is_copied_as_it_is(cpt: Cpt, workspace: Path) -> None:
+    folder = workspace / "dataset-configs"
+    (folder / "corpus.jsonl").write_text('{"text": "Call me Ishmael.", "summary": "A name."}\n' * 100)
+    entries = {
+        name: {"file_name": "corpus.jsonl", "columns": {"prompt": column}}
+        for name, column in (("corpus", "text"), ("short", "summary"))
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(entries))
+    assert cpt("stage-data", "my.yaml", "dataset=[corpus, short]").code == 0
+    staged = json.loads((workspace / "storage" / "dataset_info.json").read_text())
+    assert staged["corpus"]["file_name"] == staged["short"]["file_name"]

@@ -38,9 +38,12 @@ def refuse(copies: Sequence[Copy], listing: Path) -> None:
 
 
 def _differing(one: Copy, other: Copy) -> str:
-    """What two copies of one source make differently of it, in words; empty if nothing."""
+    """What two copies of one source make differently of it, in words; empty if nothing. What is copied as it is serves
+    any column.
+    """
+    made = one.text or other.text
     pairs = {
-        "their text column": (one.column, other.column),
+        "their text column": (one.column, other.column) if made else ("", ""),
         "per_line": (one.text, other.text),
         "sha256": (one.sha256, other.sha256),
     }
