@@ -81,3 +81,11 @@ def test_only_bad_lines_are_left_out() -> None:
     kept = checker.feed(b'\n \n{"text": "a"}\nbad\n\n  worse\n{"text": ') + checker.feed(b'"b"}\n\nlast')
     assert kept + checker.close() == b'\n \n{"text": "a"}\n\n{"text": "b"}\n\n'
     assert rejected == [(4, b"bad"), (6, b"  worse"), (9, b"last")]
+
+
+@pytest.mark.parametrize(("content", "leaves_some"), [(b'{"text": "a"}\n\xff\n', True), (b"\xff\n", False)])
+def test_leaving_out_is_advised_where_something_is_left(tmp_path: Path, content: bytes, leaves_some: bool) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    (found,) = corpus.read(path, "text").problems()
+    assert ("cpt stage-data CONFIG --on-bad-record skip" in found.hint) is leaves_some

@@ -13,7 +13,8 @@ from cpt_launcher.wording import counted
 BYTES_PER_TOKEN = 4
 MAX_RECORD = 64 << 20
 SHOWN = 5
-LEAVE_OUT = "mend it, or leave such records out: cpt stage-data --on-bad-record skip"
+MEND = "mend it"
+LEAVE_OUT = f"{MEND}, or leave such records out: cpt stage-data CONFIG --on-bad-record skip"
 TOO_LONG = "a document of over"
 
 
@@ -64,9 +65,9 @@ class Report:
             return [Problem("there is no document in it", str(self.path), "is it the right file?", "data-empty")]
         rules = {True: "data-encoding", False: "data-record"}
         no_column = not self.documents and self.last_reason.startswith("no column")
-        hint = (
-            'set the entry\'s "columns": {"prompt": ...} to the column that holds the text' if no_column else LEAVE_OUT
-        )
+        hint = LEAVE_OUT if self.documents else MEND  # without any document nothing would be left
+        if no_column:
+            hint = 'set the entry\'s "columns": {"prompt": ...} to the column that holds the text'
         split = 'split it, or set "per_line": true in the entry if each of its lines is a document'
         found = [
             Problem(
