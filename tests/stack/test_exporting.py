@@ -102,7 +102,8 @@ words = Tokenizer(models.WordLevel({"The": 0, "<eos>": 1, "<unk>": 2}, unk_token
 words.pre_tokenizer = pre_tokenizers.Whitespace()
 for name in ("export", "whole"):
     model.save_pretrained(here / name)
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(here / name)
+    given = {"eos_token": "<eos>", "unk_token": "<unk>", "model_input_names": ["input_ids", "attention_mask"]}
+    PreTrainedTokenizerFast(tokenizer_object=words, **given).save_pretrained(here / name)
 tensors = load_file(here / "export" / "model.safetensors")
 assert "lm_head.weight" not in tensors
 said = {}
