@@ -177,7 +177,7 @@ def test_a_disk_that_fills_up_at_a_checkpoint(
     assert marked(output, 10)
     assert json.loads((small_disk / "full" / "cpt" / "run.json").read_text())["state"] == "failed"
     refused = Started(place, *arguments, log=tmp_path / "refused")
-    assert (refused.ended(), "MB are free" in refused.said()) == (5, True), refused.said()[-3000:]
+    assert (refused.ended(), "B are free" in refused.said()) == (5, True), refused.said()[-3000:]
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
     done = Started(place, *arguments, log=tmp_path / "done")
     assert done.ended() == 0, done.said()[-3000:]
