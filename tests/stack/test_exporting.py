@@ -70,12 +70,17 @@ print("SAID" + json.dumps(said))
 """
 
 
-def test_shards_are_loaded_and_what_is_planted_in_them_is_not_run(tmp_path: Path) -> None:
+def said_by(script: str, folder: Path) -> dict[str, object]:
+    """What a script with the stack says of its work in a folder, on the CPU."""
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    argv = (sys.executable, "-c", SCRIPT, str(tmp_path))
+    argv = (sys.executable, "-c", script, str(folder))
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.rpartition("SAID")[2])
+    return dict(json.loads(done.stdout.rpartition("SAID")[2]))
+
+
+def test_shards_are_loaded_and_what_is_planted_in_them_is_not_run(tmp_path: Path) -> None:
+    said = said_by(SCRIPT, tmp_path)
     whole = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert (said.pop("good 2"), said.pop("good 3")) == (whole, whole)
     assert sorted(said) == ["model 2", "model 3", "optimizer 2", "optimizer 3"]
@@ -119,11 +124,7 @@ print("SAID" + json.dumps(said))
 
 
 def test_weights_that_are_one_tensor_under_two_names_are_compared_as_loaded(tmp_path: Path) -> None:
-    env = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    argv = (sys.executable, "-c", TIED, str(tmp_path))
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.rpartition("SAID")[2])
+    said = said_by(TIED, tmp_path)
     assert isinstance(said.pop("both"), int)
     assert said == {
         "other": "lm_head.weight differs from the checkpoint's",
